@@ -1,0 +1,99 @@
+"""Names shared by every layer.
+
+Array aliases, the segmentation task, and what networks and samplers hand each other.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be right; the message is one line and names the file or field.
+
+    The commands print it and exit with status 2.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is segmented in what; belongs to the dataset and travels with every checkpoint.
+
+    Attributes:
+      classes: names of the foreground classes, in channel order.
+      label_values: the integer that stands for each class in label files; same order.
+      exclusive: True if a pixel has exactly one class (background included); False for
+        independent, possibly overlapping regions.
+      image_channels: channels C of the network's input image.
+    """
+
+    classes: tuple[str, ...]
+    label_values: tuple[int, ...]
+    exclusive: bool
+    image_channels: int
+
+    @property
+    def mask_channels(self) -> int:
+        """K: 1 for a binary task, background + classes if exclusive, else one per region."""
+        if len(self.classes) == 1:
+            return 1
+        return len(self.classes) + int(self.exclusive)
+
+    @property
+    def one_hot(self) -> bool:
+        """True if the K channels are one-hot with channel 0 the background (decided by argmax)."""
+        return self.exclusive and len(self.classes) > 1
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form, the inverse of `from_json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Task":
+        """Rebuilds a task from `to_json`'s dictionary (lists become tuples)."""
+        return cls(
+            classes=tuple(fields["classes"]),
+            label_values=tuple(int(value) for value in fields["label_values"]),
+            exclusive=bool(fields["exclusive"]),
+            image_channels=int(fields["image_channels"]),
+        )
+
+
+@flax.struct.dataclass
+class Condition:
+    """Everything the diffusion network needs to know of an image; computed once per image.
+
+    Attributes:
+      anchor: [B, H, W, 1] float32 spatial gate made from the condition model's last decoder feature
+        f_c^{-1}; None where the network has no anchor condition.
+      embedding: [B, h, w, D] deepest feature of the condition model, c^0.
+      logits: [B, H, W, K] float32, the condition model's own segmentation.
+    """
+
+    anchor: Array | None
+    embedding: Array
+    logits: Array
+
+
+@flax.struct.dataclass
+class Prediction:
+    """Two faces of one network answer: x_t = alpha_t x0 + sigma_t eps.
+
+    Attributes:
+      x0: [B, H, W, K] estimate of the clean mask, in [-input_scale, input_scale].
+      eps: [B, H, W, K] estimate of the noise.
+    """
+
+    x0: Array
+    eps: Array
+
+
+DenoiseFn = Callable[[Array, Array], Prediction]
+"""(x_t [B, H, W, K], t scalar int32) -> Prediction."""
