@@ -1,0 +1,196 @@
+"""From scores of single cases to the numbers of a table; the only place with an empty-mask policy.
+
+Dice and IoU of two empty masks are 0 / 0, and a surface distance to an empty mask does not exist.
+Leaving such cases out silently rewards a model that predicts nothing; so the policy has a name:
+
+"strict" (default): both empty: Dice = IoU = 1, HD95 = 0. Exactly one empty: Dice = IoU = 0, HD95 =
+    the image diagonal (array extent times spacing), about the worst distance possible.
+"ignore": undefined values are left out of the mean; n_valid says how many remain.
+
+The interval is the percentile bootstrap of the mean over cases (Efron and Tibshirani 1993, chapter
+13) at 95 %, with a fixed seed. The standard deviation is that of the cases (n - 1).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from medsegdiff_jax.metrics.overlap import dice, iou
+from medsegdiff_jax.metrics.surface import hd95
+from medsegdiff_jax.types import InputError
+
+METRICS = ("dice", "iou", "hd95")
+POLICIES = ("strict", "ignore")
+ALL_CLASSES = "all classes"
+
+_RESAMPLES = 10_000
+_BATCH_ELEMENTS = 5_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseScore:
+    """One case and class, before any policy.
+
+    Attributes:
+      case: name of the case.
+      class_name: name of the class.
+      dice: in [0, 1], NaN if both masks are empty.
+      iou: in [0, 1], NaN if both masks are empty.
+      hd95: in the units of the spacing, NaN if either mask is empty.
+      prediction_empty: whether the predicted mask is empty.
+      reference_empty: whether the reference mask is empty.
+      diagonal: length of the image diagonal in the units of the spacing.
+    """
+
+    case: str
+    class_name: str
+    dice: float
+    iou: float
+    hd95: float
+    prediction_empty: bool
+    reference_empty: bool
+    diagonal: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One metric of one class over the cases.
+
+    Attributes:
+      mean: over the valid cases; NaN without any.
+      sd: standard deviation over the valid cases (n - 1); NaN below two.
+      low: lower end of the 95 % bootstrap interval of the mean; NaN below two cases.
+      high: upper end.
+      n_valid: cases with a defined value under the policy.
+      n_cases: all cases.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n_valid: int
+    n_cases: int
+
+
+def score_case(
+    case: str,
+    class_name: str,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+) -> CaseScore:
+    """Dice, IoU and HD95 of one case and class.
+
+    Args:
+      case: name of the case.
+      class_name: name of the class.
+      prediction: [H, W] or volume, in {0, 1}.
+      reference: mask of the same shape.
+      spacing: pixel size along each axis of the arrays.
+
+    Raises:
+      InputError: different shapes, values other than 0 and 1, or a bad spacing.
+    """
+    return CaseScore(
+        case=case,
+        class_name=class_name,
+        dice=dice(prediction, reference),
+        iou=iou(prediction, reference),
+        hd95=hd95(prediction, reference, spacing),
+        prediction_empty=not np.any(prediction),
+        reference_empty=not np.any(reference),
+        diagonal=float(np.linalg.norm(np.asarray(np.shape(reference)) * np.asarray(spacing))),
+    )
+
+
+def apply_policy(score: CaseScore, policy: str = "strict") -> dict[str, float]:
+    """Values that count for the case: {"dice", "iou", "hd95"}; NaN = left out.
+
+    Raises:
+      InputError: unknown policy.
+    """
+    if policy not in POLICIES:
+        raise InputError(f"empty-mask policy: {policy!r} is not one of {', '.join(POLICIES)}")
+    if policy == "strict" and score.prediction_empty and score.reference_empty:
+        return {"dice": 1.0, "iou": 1.0, "hd95": 0.0}
+    if policy == "strict" and (score.prediction_empty or score.reference_empty):
+        return {"dice": 0.0, "iou": 0.0, "hd95": score.diagonal}
+    return {metric: getattr(score, metric) for metric in METRICS}
+
+
+def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
+    """Mean, sd and 95 % bootstrap interval over cases; NaN values are left out and counted.
+
+    Args:
+      values: [N] one per case.
+      seed: of the bootstrap; the same values and seed give the same interval.
+    """
+    values = np.asarray(values, np.float64)
+    valid = values[~np.isnan(values)]
+    n = len(valid)
+    nan = float("nan")
+    if n < 2:
+        return Summary(float(valid[0]) if n else nan, nan, nan, nan, n, len(values))
+    interval = stats.bootstrap(
+        (valid,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        batch=max(1, _BATCH_ELEMENTS // n),
+        vectorized=True,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Summary(
+        mean=float(valid.mean()),
+        sd=float(valid.std(ddof=1)),
+        low=float(interval.low),
+        high=float(interval.high),
+        n_valid=n,
+        n_cases=len(values),
+    )
+
+
+def table(
+    scores: Iterable[CaseScore], policy: str = "strict", *, seed: int = 0
+) -> dict[str, dict[str, Summary]]:
+    """Summary per class and metric.
+
+    Args:
+      scores: any number of cases and classes, in any order.
+      policy: "strict" or "ignore".
+      seed: of the bootstrap.
+
+    Returns:
+      {class name: {"dice" | "iou" | "hd95": Summary}}, classes in order of appearance; with several
+      classes a last row ALL_CLASSES, the mean over each case's (valid) classes.
+
+    Raises:
+      InputError: unknown policy.
+    """
+    by_class: dict[str, list[dict[str, float]]] = {}
+    by_case: dict[str, list[dict[str, float]]] = {}
+    for score in scores:
+        values = apply_policy(score, policy)
+        by_class.setdefault(score.class_name, []).append(values)
+        by_case.setdefault(score.case, []).append(values)
+    rows = {
+        name: {metric: [values[metric] for values in group] for metric in METRICS}
+        for name, group in by_class.items()
+    }
+    if len(by_class) > 1:
+        rows[ALL_CLASSES] = {
+            metric: [_valid_mean(group, metric) for group in by_case.values()] for metric in METRICS
+        }
+    return {
+        name: {metric: summarize(values, seed=seed) for metric, values in row.items()}
+        for name, row in rows.items()
+    }
+
+
+def _valid_mean(group: Sequence[dict[str, float]], metric: str) -> float:
+    valid = [values[metric] for values in group if not np.isnan(values[metric])]
+    return float(np.mean(valid)) if valid else float("nan")

@@ -1,0 +1,115 @@
+"""Empty-mask policies, bootstrap intervals, tables."""
+
+import numpy as np
+import pytest
+
+from medsegdiff_jax.metrics import aggregate
+from medsegdiff_jax.types import InputError
+
+EMPTY = np.zeros((30, 40), np.uint8)
+SQUARE = EMPTY.copy()
+SQUARE[10:20, 10:20] = 1
+SHIFTED = np.roll(SQUARE, 5, 1)
+SPACING = (1.0, 0.5)
+DIAGONAL = np.hypot(30 * 1.0, 40 * 0.5)
+
+
+def score(prediction, reference, case="a", class_name="lesion"):
+    return aggregate.score_case(case, class_name, prediction, reference, SPACING)
+
+
+def test_score_case_is_raw():
+    both = score(EMPTY, EMPTY)
+    assert np.isnan([both.dice, both.iou, both.hd95]).all()
+    one = score(EMPTY, SQUARE)
+    assert (one.dice, one.iou) == (0.0, 0.0) and np.isnan(one.hd95)
+    assert one.prediction_empty and not one.reference_empty
+    assert one.diagonal == pytest.approx(DIAGONAL)
+    real = score(SHIFTED, SQUARE)
+    # Half of the square overlaps: Dice 1/2, IoU 1/3; moved by 5 pixels of 0.5.
+    assert real.dice == 0.5 and real.iou == pytest.approx(1 / 3)
+    assert real.hd95 == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "strict", "ignore"),
+    [
+        (EMPTY, EMPTY, (1, 1, 0), (np.nan, np.nan, np.nan)),
+        (EMPTY, SQUARE, (0, 0, DIAGONAL), (0, 0, np.nan)),
+        (SQUARE, EMPTY, (0, 0, DIAGONAL), (0, 0, np.nan)),
+        (SHIFTED, SQUARE, (0.5, 1 / 3, 2.5), (0.5, 1 / 3, 2.5)),
+    ],
+    ids=["both-empty", "prediction-empty", "reference-empty", "none-empty"],
+)
+def test_policies(prediction, reference, strict, ignore):
+    raw = score(prediction, reference)
+    for policy, expected in (("strict", strict), ("ignore", ignore)):
+        values = aggregate.apply_policy(raw, policy)
+        np.testing.assert_allclose([values[m] for m in aggregate.METRICS], expected)
+    assert aggregate.apply_policy(raw) == aggregate.apply_policy(raw, "strict")
+
+
+def test_unknown_policy():
+    with pytest.raises(InputError, match="empty-mask policy: 'lenient'"):
+        aggregate.apply_policy(score(SQUARE, SQUARE), "lenient")
+
+
+def test_predicting_nothing_is_never_rewarded():
+    scores = [score(SHIFTED, SQUARE, "a"), score(EMPTY, SQUARE, "b")]
+    strict = aggregate.table(scores)["lesion"]["hd95"]
+    assert strict.mean == pytest.approx((2.5 + DIAGONAL) / 2) and strict.n_valid == 2
+    ignore = aggregate.table(scores, "ignore")["lesion"]["hd95"]
+    assert ignore.mean == pytest.approx(2.5) and (ignore.n_valid, ignore.n_cases) == (1, 2)
+
+
+def test_summary_of_known_numbers():
+    summary = aggregate.summarize([1.0, 2.0, 3.0, 4.0, float("nan")])
+    assert summary.mean == 2.5
+    assert summary.sd == pytest.approx(1.2909944)  # sqrt(5 / 3)
+    assert (summary.n_valid, summary.n_cases) == (4, 5)
+    assert 1.0 <= summary.low < 2.5 < summary.high <= 4.0
+
+
+def test_bootstrap_interval_is_deterministic_and_covers_like_the_normal_one():
+    values = np.random.default_rng(0).normal(0.8, 0.1, 400)
+    first, again = aggregate.summarize(values, seed=3), aggregate.summarize(values, seed=3)
+    assert first == again
+    assert aggregate.summarize(values, seed=4).low != first.low
+    # For 400 normal cases the percentile interval is mean -+ 1.96 sd / 20 within a few per cent.
+    half = 1.96 * values.std(ddof=1) / 20
+    assert first.low == pytest.approx(values.mean() - half, abs=0.08 * half)
+    assert first.high == pytest.approx(values.mean() + half, abs=0.08 * half)
+
+
+def test_summary_of_too_few_cases():
+    none = aggregate.summarize([float("nan")])
+    assert np.isnan([none.mean, none.sd, none.low, none.high]).all() and none.n_valid == 0
+    one = aggregate.summarize([0.7])
+    assert one.mean == 0.7 and np.isnan([one.sd, one.low, one.high]).all() and one.n_valid == 1
+
+
+def test_summary_of_equal_cases():
+    equal = aggregate.summarize([0.5, 0.5, 0.5])
+    assert (equal.mean, equal.sd, equal.low, equal.high) == (0.5, 0.0, 0.5, 0.5)
+
+
+def test_table_of_several_classes():
+    scores = [
+        score(SQUARE, SQUARE, "a", "disc"),
+        score(SHIFTED, SQUARE, "a", "cup"),
+        score(EMPTY, SQUARE, "b", "disc"),
+        score(EMPTY, EMPTY, "b", "cup"),
+    ]
+    strict = aggregate.table(scores)
+    assert list(strict) == ["disc", "cup", aggregate.ALL_CLASSES]
+    assert strict["disc"]["dice"].mean == 0.5  # 1, 0
+    assert strict["cup"]["dice"].mean == 0.75  # 0.5, 1
+    assert strict[aggregate.ALL_CLASSES]["dice"].mean == pytest.approx((0.75 + 0.5) / 2)
+    assert strict[aggregate.ALL_CLASSES]["dice"].n_cases == 2
+    ignore = aggregate.table(scores, "ignore")
+    assert ignore["cup"]["dice"].mean == 0.5 and ignore["cup"]["dice"].n_valid == 1
+    assert ignore[aggregate.ALL_CLASSES]["dice"].mean == pytest.approx((0.75 + 0.0) / 2)
+
+
+def test_table_of_one_class_has_one_row():
+    assert list(aggregate.table([score(SQUARE, SQUARE)])) == ["lesion"]
