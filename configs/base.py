@@ -1,0 +1,169 @@
+"""The whole config tree, with the defaults of the `default` recipe; other configs edit a copy.
+
+An argument picks the recipe and the size of the network: `--config=configs/folder.py:paper`,
+`--config=configs/folder.py:default,tiny`. Recipes: default, paper, unet (the condition model
+alone, as a plain discriminative UNet). Sizes: tiny (tests), small (CPU, first runs), paper
+(256 x 256, about 45 million parameters).
+"""
+
+from ml_collections import ConfigDict
+
+RECIPES = ("default", "paper", "unet")
+SIZES = ("tiny", "small", "paper")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The tree for "recipe[,size]"; empty parts mean default and small.
+
+    Raises:
+      ValueError: an unknown recipe or size.
+    """
+    recipe, size = _parse(arg)
+    config = ConfigDict()
+    config.seed = 0
+    config.num_steps = 20_000  # updates
+    config.batch_size = 16  # images per update, over all devices
+    config.ema_decay = 0.999  # of the averaged weights, which are validated and used
+    config.log_every_steps = 50
+    config.eval_every_steps = 1_000  # validation by sampling; also saves a checkpoint
+    config.checkpoint_every_steps = 1_000
+    config.data = _data()
+    config.model = _model(size)
+    config.diffusion = _diffusion()
+    config.loss = _loss()
+    config.optim = _optim()
+    config.validation, config.sampling = _validation(), _sampling()
+    if size == "paper":
+        config.data.image_size = 256
+    if recipe == "paper":
+        _paper(config)
+    if recipe == "unet":
+        config.model.name = "unet"
+        config.validation.update(steps=0, members=1)
+        config.sampling.update(steps=0, members=1)
+    return config
+
+
+def _parse(arg: str) -> tuple[str, str]:
+    recipe, _, size = arg.partition(",")
+    recipe, size = recipe or "default", size or "small"
+    if recipe not in RECIPES or size not in SIZES:
+        raise ValueError(
+            f"config argument {arg!r}: expected recipe[,size] with a recipe of {RECIPES} "
+            f"and a size of {SIZES}"
+        )
+    return recipe, size
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.name = "folder"  # "folder" or "phantom"
+    data.path = ""  # folder: where images/ and masks/ are
+    data.variant = "binary"  # phantom: "binary" or "multiclass"
+    data.image_size = 64  # side of the square that images are resized to, pixels
+    data.cache_dir = ""  # prepared data; "" = ~/.cache/medsegdiff_jax
+    data.validation_fraction = 0.1  # of the training cases, where no val.txt says which
+    data.normalization = "zscore"  # per image and channel; or "unit": [0, 1]
+    data.read_threads = 2
+    data.prefetch = 64  # examples read ahead
+    data.augment = ConfigDict()
+    data.augment.flip = True  # each axis, with probability 0.5
+    data.augment.rotate_degrees = 180.0  # +- this
+    data.augment.scale = 0.2  # zoom by up to this factor, in or out
+    data.augment.translate = 0.1  # +- this fraction of the side
+    data.augment.gamma = 0.3  # exponent of the intensities, up to 1 + this or its inverse
+    data.augment.intensity = 0.2  # contrast, brightness, illumination ramp
+    data.augment.probability = 0.8  # of each change but the flips
+    return data
+
+
+def _model(size: str) -> ConfigDict:
+    model = ConfigDict()
+    model.name = "medsegdiff_v2"  # or "unet"
+    model.condition_widths = (24, 48, 96, 192)  # channels per level of the condition UNet
+    model.condition_blocks = 1  # residual blocks per level
+    model.widths = (16, 32, 64, 128)  # the same of the diffusion UNet
+    model.blocks = 1
+    model.anchor = "u_sa"  # "none", "spatial_attention" or "u_sa"
+    model.anchor_kernel = 5  # taps of the learned Gaussian
+    model.semantic = "nbp"  # "none", "ss_former" (no filter) or "nbp"
+    model.semantic_features = 160  # token width
+    model.semantic_blocks = 4  # N
+    model.semantic_patch = 1  # side of a token in cells of the deepest feature map
+    model.filter_features = 8  # width of the NBP filter's blocks
+    model.filter_blocks = 6  # R
+    model.dtype = "float32"  # compute dtype; or "bfloat16"
+    model.remat = False  # recompute activations backwards: slower, less memory
+    if size == "tiny":
+        model.condition_widths = model.widths = (8, 16)
+        model.update(semantic_features=16, semantic_blocks=2, semantic_patch=4)
+        model.update(filter_features=4, filter_blocks=2)
+    if size == "paper":
+        model.condition_widths = model.widths = (64, 128, 256, 256, 512)
+        model.update(semantic_features=256, filter_features=32, dtype="bfloat16")
+    return model
+
+
+def _diffusion() -> ConfigDict:
+    diffusion = ConfigDict()
+    diffusion.num_timesteps = 1000  # T
+    diffusion.schedule = "cosine"  # or "linear"
+    diffusion.zero_terminal_snr = True  # x_T is pure noise
+    diffusion.input_scale = 0.3  # masks live at -0.3 and 0.3
+    diffusion.prediction = "x0"  # "x0" (mask logits), "eps" or "v"
+    return diffusion
+
+
+def _loss() -> ConfigDict:
+    loss = ConfigDict()
+    loss.condition_every = 1  # alpha: the condition model is supervised where t mod alpha = 0,
+    loss.condition_ce_weight = 1.0  # by Dice + beta * cross-entropy
+    return loss
+
+
+def _optim() -> ConfigDict:
+    optim = ConfigDict()
+    optim.learning_rate = 1e-3
+    optim.schedule = "cosine"  # to zero at num_steps; or "constant"
+    optim.warmup_steps = 200
+    optim.weight_decay = 1e-2
+    optim.grad_clip_norm = 1.0
+    return optim
+
+
+def _validation() -> ConfigDict:
+    """How validation samples: few members, since it runs often."""
+    validation = _sampling()
+    validation.update(members=2, steps=5, member_chunk=2, batch_size=16)
+    validation.max_cases = 100  # evenly spread over the split
+    return validation
+
+
+def _sampling() -> ConfigDict:
+    """What sample.py and Segmenter do unless told otherwise."""
+    sampling = ConfigDict()
+    sampling.members = 10
+    sampling.steps = 10
+    sampling.sampler = "ddim"  # or "ddpm"
+    sampling.fusion = "mean"  # or "vote" or "staple"
+    sampling.member_chunk = 10  # members at once; bounds the memory
+    sampling.batch_size = 8  # cases at once
+    return sampling
+
+
+def _paper(config: ConfigDict) -> None:
+    """The recipe of the paper, with our reading where it is silent (docs/paper_to_code.md)."""
+    config.num_steps = 100_000
+    config.batch_size = 32
+    config.ema_decay = 0.9999
+    config.diffusion.schedule = "linear"
+    config.diffusion.zero_terminal_snr = False
+    config.diffusion.input_scale = 1.0
+    config.diffusion.prediction = "eps"
+    config.loss.condition_every = 5
+    config.loss.condition_ce_weight = 10.0
+    config.optim.learning_rate = 1e-4
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 1_000
+    config.validation.steps = 20
+    config.sampling.update(steps=100, sampler="ddpm", fusion="staple")

@@ -1,0 +1,23 @@
+"""The demo: phantoms, a small network, minutes on two CPU cores (see the README)."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The tree for a recipe of `configs/base.py`, cut down to a few minutes on a CPU."""
+    config = base.get_config(arg)
+    config.data.name = "phantom"
+    config.data.image_size = 64
+    config.data.cache_dir = "runs/cache"
+    config.model.condition_widths = config.model.widths = (16, 32, 64, 96)
+    config.model.semantic_features = 64
+    config.num_steps = 400
+    config.batch_size = 8
+    config.eval_every_steps = 100
+    config.checkpoint_every_steps = 100
+    config.log_every_steps = 20
+    config.optim.warmup_steps = 40
+    config.validation.max_cases = 16
+    return config

@@ -1,0 +1,120 @@
+"""MedSegDiff-V2, assembled: condition once, denoise often (Wu et al. 2024, figure 2).
+
+`encode` sees the image alone and runs once per image; `denoise` sees the noisy mask, the step and
+the condition, and runs once per step and ensemble member. The anchor condition gates the first
+encoder feature of the diffusion UNet (U-SA); the semantic condition meets its deepest feature
+(SS-Former).
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from medsegdiff_jax.networks import layers
+from medsegdiff_jax.networks.spectral import SEMANTICS, SSFormer
+from medsegdiff_jax.networks.uncertain_attention import ANCHORS, SpatialGate
+from medsegdiff_jax.networks.unet import Decoder, Encoder, UNet
+from medsegdiff_jax.types import Array, Condition, InputError
+
+
+class MedSegDiffV2(nn.Module):
+    """The condition UNet, the diffusion UNet, and the two conditions that join them.
+
+    Attributes:
+      mask_channels: K.
+      condition_widths, condition_blocks: levels of the condition UNet.
+      widths, blocks: levels of the diffusion UNet; as many levels as the condition UNet.
+      anchor: "none", "spatial_attention" or "u_sa".
+      anchor_kernel: taps of the U-SA Gaussian.
+      semantic: "none", "ss_former" (no filter) or "nbp" (with the NBP filter).
+      semantic_features, semantic_blocks, semantic_patch: token width, N and patch side of
+        SS-Former.
+      filter_features, filter_blocks: width and R of the NBP filter.
+      dtype: compute dtype; parameters, norms' statistics, FFT and outputs are float32.
+      remat: recompute residual blocks' activations in the backward pass.
+    """
+
+    mask_channels: int
+    condition_widths: tuple[int, ...]
+    condition_blocks: int
+    widths: tuple[int, ...]
+    blocks: int
+    anchor: str = "u_sa"
+    anchor_kernel: int = 5
+    semantic: str = "nbp"
+    semantic_features: int = 128
+    semantic_blocks: int = 4
+    semantic_patch: int = 1
+    filter_features: int = 16
+    filter_blocks: int = 6
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    generative = True
+
+    def __post_init__(self):
+        """Raises InputError for an unknown ablation or UNets that do not meet at the same depth."""
+        super().__post_init__()
+        if self.anchor not in ANCHORS:
+            raise InputError(f"config field model.anchor: {self.anchor!r} is not one of {ANCHORS}")
+        if self.semantic not in SEMANTICS:
+            raise InputError(
+                f"config field model.semantic: {self.semantic!r} is not one of {SEMANTICS}"
+            )
+        if len(self.widths) != len(self.condition_widths):
+            raise InputError(
+                "config fields model.widths and model.condition_widths differ in length"
+            )
+
+    def setup(self):
+        """Declares both halves; `encode` and `denoise` use disjoint parameters."""
+        shape = (self.widths, self.blocks, self.dtype, self.remat)
+        self.condition_model = UNet(
+            self.mask_channels, self.condition_widths, self.condition_blocks, self.dtype, self.remat
+        )
+        if self.anchor != "none":
+            self.gate = SpatialGate(self.anchor == "u_sa", self.anchor_kernel)
+        self.time_embedding = layers.TimeEmbedding(4 * self.widths[0])
+        self.stem = layers.conv(self.widths[0], self.dtype)
+        self.encoder = Encoder(*shape)
+        if self.semantic != "none":
+            self.ss_former = SSFormer(
+                features=self.semantic_features,
+                blocks=self.semantic_blocks,
+                patch=self.semantic_patch,
+                filter_features=self.filter_features,
+                filter_blocks=self.filter_blocks if self.semantic == "nbp" else 0,
+                dtype=self.dtype,
+            )
+        self.decoder = Decoder(*shape)
+        self.head = layers.conv(self.mask_channels, jnp.float32, kernel_init=nn.initializers.zeros)
+
+    def encode(self, image: Array) -> Condition:
+        """image: [B, H, W, C], normalised -> everything `denoise` needs to know of it."""
+        last, deepest, logits = self.condition_model(image)
+        anchor = self.gate(last) if self.anchor != "none" else None
+        return Condition(anchor=anchor, embedding=deepest, logits=logits)
+
+    def denoise(self, x_t: Array, t: Array, condition: Condition) -> Array:
+        """One evaluation of the diffusion network.
+
+        Args:
+          x_t: [B, H, W, K] noisy mask, unit variance.
+          t: scalar (shared by the batch: embedding and filters are computed once) or [B]; 1..T.
+          condition: of the same B images.
+
+        Returns:
+          [B, H, W, K] float32; what it means (eps, v or mask logits) is the process's choice.
+        """
+        embedding = self.time_embedding(t)
+        x = self.stem(x_t.astype(self.dtype))
+        if condition.anchor is not None:
+            x = x * (1 + condition.anchor.astype(self.dtype))
+        features = self.encoder(x, embedding)
+        if self.semantic != "none":
+            features[-1] = self.ss_former(features[-1], condition.embedding, embedding)
+        return self.head(self.decoder(features, embedding).astype(jnp.float32))
+
+    def __call__(self, image: Array, x_t: Array, t: Array) -> tuple[Array, Condition]:
+        """encode and denoise together, as training needs them -> (output, condition)."""
+        condition = self.encode(image)
+        return self.denoise(x_t, t, condition), condition

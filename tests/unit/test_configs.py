@@ -1,0 +1,90 @@
+"""Every shipped config builds, and its parameter count is the one stated here."""
+
+import importlib
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from medsegdiff_jax import losses, networks, process, train_state
+from medsegdiff_jax.types import Task
+
+TASK = Task(("lesion",), (1,), True, 3)
+
+# Parameters by (config file, network, size), for a binary task on colour images.
+PARAMETERS = {
+    ("base", "medsegdiff_v2", "tiny"): 57_079,
+    ("base", "medsegdiff_v2", "small"): 4_944_723,
+    ("base", "medsegdiff_v2", "paper"): 44_735_755,
+    ("base", "unet", "tiny"): 14_089,
+    ("base", "unet", "small"): 2_143_609,
+    ("base", "unet", "paper"): 18_956_353,
+    ("demo", "medsegdiff_v2", "small"): 1_751_531,
+    ("demo", "unet", "small"): 675_121,
+    ("folder", "medsegdiff_v2", "tiny"): 57_079,
+    ("folder", "medsegdiff_v2", "small"): 4_944_723,
+    ("folder", "medsegdiff_v2", "paper"): 44_735_755,
+    ("folder", "unet", "tiny"): 14_089,
+    ("folder", "unet", "small"): 2_143_609,
+    ("folder", "unet", "paper"): 18_956_353,
+}
+
+
+def count(config):
+    """Parameters of the config's network, from shapes alone."""
+    size = config.data.image_size
+    model = networks.build(config.model, TASK, size)
+    image, x_t = jnp.zeros((1, size, size, 3)), jnp.zeros((1, size, size, 1))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, x_t, jnp.ones(1, int))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def shipped():
+    """Names of the config files."""
+    folder = Path(base.__file__).parent
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_config_file_is_pinned():
+    assert {name for name, _, _ in PARAMETERS} == set(shipped())
+
+
+@pytest.mark.parametrize(("name", "network", "size"), PARAMETERS)
+def test_parameter_count(name, network, size):
+    recipe = "unet" if network == "unet" else "default"
+    config = importlib.import_module(f"configs.{name}").get_config(f"{recipe},{size}")
+    assert count(config) == PARAMETERS[name, network, size]
+
+
+def test_the_paper_size_has_about_the_parameters_of_the_paper():
+    # Table 5 of the paper: 46 M.
+    assert abs(PARAMETERS["base", "medsegdiff_v2", "paper"] / 46e6 - 1) < 0.1
+
+
+@pytest.mark.parametrize("recipe", base.RECIPES)
+@pytest.mark.parametrize("name", shipped())
+def test_every_recipe_builds(name, recipe):
+    config = importlib.import_module(f"configs.{name}").get_config(recipe)
+    process.build(config.diffusion, TASK)
+    losses.build(config.loss)
+    train_state.build_optimizer(config.optim, config.num_steps)
+    networks.build(config.model, TASK, config.data.image_size)
+
+
+@pytest.mark.parametrize("anchor", ["none", "spatial_attention", "u_sa"])
+@pytest.mark.parametrize("semantic", ["none", "ss_former", "nbp"])
+def test_every_ablation_builds(anchor, semantic):
+    config = base.get_config("default,tiny")
+    config.model.update(anchor=anchor, semantic=semantic)
+    parameters = count(config)
+    full = PARAMETERS["base", "medsegdiff_v2", "tiny"]
+    assert parameters == full if (anchor, semantic) == ("u_sa", "nbp") else parameters < full
+
+
+@pytest.mark.parametrize("arg", ["papr", "default,huge", "small"])
+def test_unknown_arguments_are_refused(arg):
+    with pytest.raises(ValueError, match=arg):
+        base.get_config(arg)
