@@ -1,0 +1,212 @@
+"""Checkpoints by orbax: the training state to resume, and the slim model to use.
+
+A workdir's `checkpoints/<step>/` holds three items: `state` (step, parameters, optimizer), `ema`
+(the averaged parameters, all that inference needs) and `metadata` (config, task, dataset
+fingerprint). The latest and the best by validation Dice are kept. An exported folder holds
+`params/` and `model.json`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from medsegdiff_jax import networks, train_state
+from medsegdiff_jax.train_state import TrainState
+from medsegdiff_jax.types import InputError, Params, Task
+
+METRIC = "dice"
+UNRANKED = -1.0  # Dice of a checkpoint that was saved without validation
+_FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; a context manager, leaving it waits for pending writes."""
+
+    def __init__(self, workdir: str | os.PathLike, metadata: dict[str, Any]):
+        """Opens `workdir`/checkpoints; every checkpoint will carry `metadata` (JSON-able)."""
+        self._metadata = metadata
+        self._manager = _open_manager(Path(workdir) / _FOLDER)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, dice: float | None) -> None:
+        """Writes `state` in the background; `dice` None if it was not validated."""
+        metric = UNRANKED if dice is None or not math.isfinite(dice) else float(dice)
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_resumable(state)),
+                ema=ocp.args.StandardSave(state.ema_params),
+                metadata=ocp.args.JsonSave(self._metadata),
+            ),
+            metrics={METRIC: metric},
+            force=True,
+        )
+        self._manager.check_for_errors()
+
+    def restore_latest(self, abstract: TrainState) -> TrainState | None:
+        """The newest state, or None in a new workdir.
+
+        Args:
+          abstract: ShapeDtypeStructs with the shardings that the result shall have.
+
+        Raises:
+          InputError: the checkpoint is damaged or belongs to another network.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        with _readable(Path(self._manager.directory) / str(step)):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_resumable(abstract)),
+                    ema=ocp.args.StandardRestore(abstract.ema_params),
+                ),
+            )
+        return TrainState(ema_params=restored.ema, **restored.state)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A trained model, ready for inference.
+
+    Attributes:
+      params: EMA parameters, float32, on the default device.
+      config: the config of the run.
+      task: what it segments.
+      description: one line that says which weights these are.
+      metadata: everything that was stored beside the parameters.
+    """
+
+    params: Params
+    config: ConfigDict
+    task: Task
+    description: str
+    metadata: dict[str, Any]
+
+
+def load_model(path: str | os.PathLike) -> LoadedModel:
+    """EMA parameters of a workdir (its best checkpoint), a checkpoint or an exported folder.
+
+    Raises:
+      InputError: there is no model at `path`, or it is damaged.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"{path}: no such folder, so no checkpoint")
+    if (root / "model.json").is_file():
+        with _readable(root):
+            metadata = json.loads((root / "model.json").read_text())
+            return _load(root / "params", metadata, f"{metadata['source']}, exported to {root}")
+    if (root / "ema").is_dir():
+        return _load_step(root)
+    if not (root / _FOLDER).is_dir():
+        raise InputError(
+            f"{path}: neither a workdir of train.py, nor a checkpoint in it, nor an exported model"
+        )
+    with _open_manager(root / _FOLDER) as manager:
+        step = manager.best_step()
+        if step is None:
+            raise InputError(f"{path}: the workdir has no finished checkpoint yet")
+        return _load_step(Path(manager.directory) / str(step))
+
+
+def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:
+    """Writes `params` and `metadata` as an exported model folder; it appears whole or not at all.
+
+    Raises:
+      InputError: the folder exists and is not empty.
+    """
+    target = Path(path).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{path}: exists and is not empty")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "params", params)
+        (partial / "model.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load_step(folder: Path) -> LoadedModel:
+    with _readable(folder):
+        metadata = json.loads((folder / "metadata" / "metadata").read_text())
+        dice = json.loads((folder / "metrics" / "metrics").read_text())[METRIC]
+    ranked = "not validated" if dice == UNRANKED else f"validation Dice {dice:.4f}"
+    return _load(folder / "ema", metadata, f"EMA weights of step {folder.name} ({ranked})")
+
+
+def _load(params: Path, metadata: dict[str, Any], description: str) -> LoadedModel:
+    """Restores `params` into the shapes that the stored config gives, on one device."""
+    config, task = ConfigDict(metadata["config"]), Task.from_json(metadata["task"])
+    model = networks.build(config.model, task, config.data.image_size)
+    optimizer = train_state.build_optimizer(config.optim, config.num_steps)
+    size = config.data.image_size
+    shapes = jax.eval_shape(
+        lambda: train_state.init(
+            model,
+            optimizer,
+            (size, size, task.image_channels),
+            task.mask_channels,
+            jax.random.key(0),
+        )
+    ).params
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    with _readable(params.parent), ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(params.resolve(), target)
+    return LoadedModel(restored, config, task, description, metadata)
+
+
+def _resumable(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _open_manager(folder: Path) -> ocp.CheckpointManager:
+    managers = ocp.checkpoint_managers
+    keep = managers.AnyPreservationPolicy(
+        [
+            managers.LatestN(1),
+            managers.BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics[METRIC], best_mode="max", preservation_policy=keep
+    )
+    return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes the libraries raise into one line with the folder."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # orbax and tensorstore have no common base
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{folder}: the checkpoint cannot be read ({first_line})") from error

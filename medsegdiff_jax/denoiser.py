@@ -1,0 +1,79 @@
+"""Where the network meets the process: the DenoiseFn, and the ensemble of samples drawn with it."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medsegdiff_jax import samplers, schedules
+from medsegdiff_jax.process import Process
+from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
+
+SegmentFn = Callable[[Params, Array, Array, Array], Array]
+"""(params, image [B, H, W, C], case [B] uint32, seed uint32) -> probabilities [n, B, H, W, K]."""
+
+
+def bind(model: nn.Module, process: Process, params: Params, condition: Condition) -> DenoiseFn:
+    """The denoiser of the images behind `condition`: (x_t [B, H, W, K], t scalar) -> Prediction."""
+
+    def denoise(x_t: Array, t: Array) -> Prediction:
+        x_in = process.network_input(x_t, t)
+        output = model.apply({"params": params}, x_in, t, condition, method="denoise")
+        return process.predict(output, x_t, t)
+
+    return denoise
+
+
+def make_segment_fn(
+    model: nn.Module,
+    process: Process,
+    *,
+    members: int,
+    steps: int,
+    sampler: str,
+    member_chunk: int,
+) -> SegmentFn:
+    """Ensemble sampling as one function to jit: encode once, then members x steps of `denoise`.
+
+    The noise of a member follows from (seed, case, member, step) alone, so a case's samples do not
+    depend on its batch, the chunk size or the number of devices.
+
+    Args:
+      model: network with `encode` and, if `generative`, `denoise`.
+      process: what the model was trained with.
+      members: n, samples per case.
+      steps: denoising steps; 0 returns the condition model's own segmentation, as one member.
+      sampler: "ddim" or "ddpm".
+      member_chunk: members evaluated at once (vmapped); bounds the memory.
+
+    Raises:
+      InputError: a value out of range, or steps > 0 for a model that has no diffusion network.
+    """
+    if sampler not in samplers.SAMPLERS:
+        raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
+    if members < 1 or member_chunk < 1:
+        raise InputError(f"members ({members}) and member_chunk ({member_chunk}) must be positive")
+    if steps and not model.generative:
+        raise InputError("this model has no diffusion network: only steps=0 is possible")
+    trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
+    step_fn = samplers.SAMPLERS[sampler]
+
+    def segment(params: Params, image: Array, case: Array, seed: Array) -> Array:
+        condition = model.apply({"params": params}, image, method="encode")
+        if trajectory is None:
+            return process.logits_to_mask(condition.logits)[None]
+        denoise = bind(model, process, params, condition)
+        root = jax.random.key(seed)
+        case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
+
+        def member(index: Array) -> Array:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(case_keys, index)
+            x_noise = samplers.gaussian_like(keys, jnp.zeros_like(condition.logits))
+            x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, step_fn)
+            return process.x0_to_mask(x_0)
+
+        chunk = min(member_chunk, members)
+        return jax.lax.map(member, jnp.arange(members), batch_size=chunk)
+
+    return segment

@@ -1,0 +1,133 @@
+"""Training loss, per example.
+
+The paper (Wu et al. 2024, equation 3) trains
+
+    L = L_n + [t mod alpha = 0] (L_dice + beta L_ce),    alpha = 5, beta = 10,
+
+L_n the error of the predicted noise, the bracket on the condition model's own segmentation. We read
+the gate as per example. With alpha = 1 the condition model is supervised at every step.
+
+L_n follows the parametrisation: the mean squared error of eps or v; for x0-prediction, whose output
+are logits of the mask, Dice + cross-entropy against the mask. Cross-entropy, like the squared
+error, is least at the posterior mean, so an x0-network trained by it is a denoiser in the usual
+sense.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from medsegdiff_jax.process import Process
+from medsegdiff_jax.types import Array, Condition, InputError
+
+_SMOOTH = 1.0  # pixels; keeps Dice defined on empty masks
+
+
+def soft_dice(logits: Array, mask: Array, one_hot: bool) -> Array:
+    """1 - Dice of probabilities and mask, mean over foreground channels (Milletari et al. 2016).
+
+    Args:
+      logits: [B, H, W, K].
+      mask: [B, H, W, K] in {0, 1}.
+      one_hot: channels are exclusive, channel 0 is background and left out.
+
+    Returns:
+      [B] in [0, 1].
+    """
+    if one_hot:
+        probability, mask = jax.nn.softmax(logits)[..., 1:], mask[..., 1:]
+    else:
+        probability = jax.nn.sigmoid(logits)
+    overlap = jnp.sum(probability * mask, axis=(1, 2))
+    total = jnp.sum(probability, axis=(1, 2)) + jnp.sum(mask, axis=(1, 2))
+    return jnp.mean(1 - (2 * overlap + _SMOOTH) / (total + _SMOOTH), axis=-1)
+
+
+def cross_entropy(logits: Array, mask: Array, one_hot: bool) -> Array:
+    """Mean over pixels (and independent channels) of the cross-entropy in nats.
+
+    Args: as in `soft_dice`.
+
+    Returns:
+      [B], at least 0.
+    """
+    if one_hot:
+        per_pixel = optax.softmax_cross_entropy(logits, mask)
+        return jnp.mean(per_pixel, axis=(1, 2))
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), axis=(1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss with its two constants.
+
+    Attributes:
+      condition_every: alpha; the condition model is supervised where t mod alpha = 0.
+      condition_ce_weight: beta; weight of its cross-entropy.
+    """
+
+    condition_every: int
+    condition_ce_weight: float
+
+    def __post_init__(self):
+        """Raises InputError for constants that make no sense."""
+        if self.condition_every < 1:
+            raise InputError(f"config field loss.condition_every: {self.condition_every} < 1")
+        if self.condition_ce_weight < 0:
+            raise InputError(
+                f"config field loss.condition_ce_weight: {self.condition_ce_weight} < 0"
+            )
+
+    def __call__(
+        self,
+        process: Process,
+        output: Array | None,
+        condition: Condition,
+        mask: Array,
+        eps: Array,
+        t: Array,
+    ) -> dict[str, Array]:
+        """Loss terms of a batch.
+
+        Args:
+          process: says what `output` means.
+          output: [B, H, W, K] float32 of the diffusion network; None if the model has none.
+          condition: its logits are supervised.
+          mask: [B, H, W, K] in {0, 1}.
+          eps: [B, H, W, K] noise that was added.
+          t: [B] diffusion steps.
+
+        Returns:
+          {"total", "condition_dice", "condition_ce", ...}, each [B] float32; only "total" is
+          minimised.
+        """
+        one_hot = process.one_hot
+        terms = {
+            "condition_dice": soft_dice(condition.logits, mask, one_hot),
+            "condition_ce": cross_entropy(condition.logits, mask, one_hot),
+        }
+        on_condition = terms["condition_dice"] + self.condition_ce_weight * terms["condition_ce"]
+        if output is None:
+            return {"total": on_condition, **terms}
+        if process.prediction == "x0":
+            terms["denoising_dice"] = soft_dice(output, mask, one_hot)
+            terms["denoising_ce"] = cross_entropy(output, mask, one_hot)
+            denoising = terms["denoising_dice"] + terms["denoising_ce"]
+        else:
+            target = process.target(process.mask_to_x0(mask), eps, t)
+            denoising = jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
+            terms["denoising_mse"] = denoising
+        gate = (t % self.condition_every == 0).astype(jnp.float32)
+        return {"total": denoising + gate * on_condition, **terms}
+
+
+def build(loss: Any) -> Objective:
+    """Objective from config.loss.
+
+    Raises:
+      InputError: a constant that makes no sense.
+    """
+    return Objective(loss.condition_every, loss.condition_ce_weight)

@@ -1,0 +1,307 @@
+"""The training loop."""
+
+import json
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from medsegdiff_jax import input_pipeline, losses, networks, process, train_state
+from medsegdiff_jax.checkpoint import Checkpoints
+from medsegdiff_jax.evaluator import Validation
+from medsegdiff_jax.input_pipeline import Dataset
+from medsegdiff_jax.losses import Objective
+from medsegdiff_jax.partitioning import (
+    check_batch_size,
+    data_mesh,
+    on_data,
+    replicated,
+    shard_batch,
+)
+from medsegdiff_jax.process import Process
+from medsegdiff_jax.train_state import TrainState
+from medsegdiff_jax.types import Array, Batch, InputError
+from medsegdiff_jax.version import __version__
+from medsegdiff_jax.writer import MetricWriter, Progress
+
+_log = logging.getLogger("medsegdiff_jax")
+
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+# What must stay the same for a workdir to be resumed.
+_IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
+
+
+def make_train_step(
+    model: nn.Module,
+    diffusion: Process,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    seed: int,
+) -> StepFn:
+    """One update as a pure function (state, batch) -> (state, per-example terms and gradient norm).
+
+    The random numbers of a step follow from (seed, step).
+    """
+    steps = diffusion.schedule.num_steps
+
+    def loss_fn(params, batch, key):
+        key_t, key_eps = jax.random.split(key)
+        mask = batch["mask"]
+        t = jax.random.randint(key_t, mask.shape[:1], 1, steps + 1)
+        eps = jax.random.normal(key_eps, mask.shape)
+        x_t = diffusion.corrupt(diffusion.mask_to_x0(mask), eps, t)
+        x_in = diffusion.network_input(x_t, t)
+        output, condition = model.apply({"params": params}, batch["image"], x_in, t)
+        terms = objective(diffusion, output, condition, mask, eps, t)
+        return jnp.mean(terms["total"]), terms
+
+    def train_step(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradients, terms = jax.grad(loss_fn, has_aux=True)(state.params, batch, key)
+        norm = jnp.broadcast_to(optax.tree.norm(gradients), terms["total"].shape)
+        state = state.apply_gradients(optimizer, gradients, ema_decay)
+        return state, {**terms, "grad_norm": norm}
+
+    return train_step
+
+
+class LossWindow:
+    """Averages per-example terms between two reports, and finds the first step that went wrong."""
+
+    def __init__(self):
+        """Starts empty."""
+        self._kind: type[clu_metrics.Collection] | None = None
+        self._sums: clu_metrics.Collection | None = None
+        self._totals: list[tuple[int, Array]] = []
+
+    def add(self, step: int, terms: dict[str, Array]) -> None:
+        """Adds the terms [B] of one step, without waiting for the device."""
+        if self._kind is None:
+            self._kind = clu_metrics.Collection.create(
+                **{name: clu_metrics.Average.from_output(name) for name in terms}
+            )
+        sums = self._kind.single_from_model_output(**terms)
+        self._sums = sums if self._sums is None else self._sums.merge(sums)
+        self._totals.append((step, terms["total"]))
+
+    def empty(self) -> dict[str, float]:
+        """Means since the last call.
+
+        Raises:
+          FloatingPointError: a loss was not finite; names the step.
+        """
+        for step, total in self._totals:
+            if not bool(jnp.isfinite(total).all()):
+                raise FloatingPointError(
+                    f"the loss is not finite at step {step}; the last checkpoint is kept "
+                    "(a smaller optim.learning_rate or optim.grad_clip_norm usually helps)"
+                )
+        means = {} if self._sums is None else self._sums.compute()
+        self._sums, self._totals = None, []
+        return {f"loss/{name}": float(value) for name, value in means.items()}
+
+
+def train(config: Any, workdir: str) -> TrainState:
+    """Trains, validates and checkpoints until `config.num_steps`; resumes if `workdir` has a run.
+
+    SIGTERM saves a checkpoint and returns after the running step.
+
+    Args:
+      config: the tree of `configs/base.py`.
+      workdir: gets config.json, metrics.jsonl, TensorBoard events and checkpoints/.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: wrong config or data, or a workdir of another run.
+      FloatingPointError: the loss is not finite.
+    """
+    check_config(config)
+    mesh = data_mesh()
+    dataset = input_pipeline.load(config.data)
+    model = networks.build(config.model, dataset.task, config.data.image_size)
+    diffusion = process.build(config.diffusion, dataset.task)
+    validation = Validation(config, dataset, model, diffusion, mesh)
+    metadata = prepare_workdir(config, dataset, Path(workdir))
+    with Checkpoints(workdir, metadata) as checkpoints, jax.set_mesh(mesh):
+        optimizer = train_state.build_optimizer(config.optim, config.num_steps)
+        state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
+        step_fn = make_train_step(
+            model,
+            diffusion,
+            losses.build(config.loss),
+            optimizer,
+            config.ema_decay,
+            config.seed,
+        )
+        train_step = jax.jit(
+            step_fn,
+            in_shardings=(replicated(mesh), on_data(mesh)),
+            out_shardings=(replicated(mesh), replicated(mesh)),
+            donate_argnums=0,
+        )
+        with closing(MetricWriter(workdir, int(state.step))) as writer:
+            return run_loop(
+                config, dataset, mesh, state, train_step, validation, checkpoints, writer
+            )
+
+
+def run_loop(
+    config: Any,
+    dataset: Dataset,
+    mesh: Mesh,
+    state: TrainState,
+    train_step: StepFn,
+    validation: Validation,
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+) -> TrainState:
+    """The loop itself; arguments as made by `train`."""
+    start, last = int(state.step), config.num_steps
+    batches = input_pipeline.train_batches(
+        dataset,
+        config.data,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        start_step=start,
+    )
+    window = LossWindow()
+    with termination() as terminated, closing(Progress(start, last, config.batch_size)) as progress:
+        for step in range(start + 1, last + 1):
+            state, terms = train_step(state, shard_batch(mesh, next(batches)))
+            window.add(step, terms)
+            progress.step()
+            stop = step == last or terminated()
+            if stop or step % config.log_every_steps == 0:
+                scalars = window.empty()
+                scalars["images_per_second"] = progress.report(
+                    step, {"loss": scalars["loss/total"], "grad norm": scalars["loss/grad_norm"]}
+                )
+                writer.write_scalars(step, scalars)
+            dice = None
+            if step == last or step % config.eval_every_steps == 0:
+                dice = validate(step, state, validation, writer, progress)
+            if stop or dice is not None or step % config.checkpoint_every_steps == 0:
+                checkpoints.save(state, dice)
+            if stop:
+                if step < last:
+                    _log.info("SIGTERM: saved step %d; the same command resumes", step)
+                break
+    return state
+
+
+def validate(
+    step: int,
+    state: TrainState,
+    validation: Validation,
+    writer: MetricWriter,
+    progress: Progress,
+) -> float:
+    """Validates the averaged parameters, writes what it finds, returns the Dice."""
+    progress.pause()
+    scalars, images = validation.run(state.ema_params)
+    writer.write_scalars(step, {f"validation/{name}": value for name, value in scalars.items()})
+    writer.write_images(step, images)
+    writer.flush()
+    text = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
+    _log.info("step %d  validation  %s", step, text)
+    progress.resume()
+    return scalars["dice"]
+
+
+def check_config(config: Any) -> None:
+    """Raises InputError for values that cannot work, with their field."""
+    for field in ("num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"):
+        if config[field] < 1:
+            raise InputError(f"config field {field}: {config[field]} is less than 1")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"config field ema_decay: {config.ema_decay} is not in [0, 1)")
+    check_batch_size("batch_size", config.batch_size)
+    check_batch_size("validation.batch_size", config.validation.batch_size)
+
+
+def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, Any]:
+    """Writes config.json, or checks that the run in `workdir` is this one; returns the metadata.
+
+    Raises:
+      InputError: `workdir` holds a run with another config or another dataset.
+    """
+    stored = json.loads(config.to_json_best_effort())
+    metadata = {
+        "version": __version__,
+        "config": stored,
+        "task": dataset.task.to_json(),
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+    }
+    path = workdir / "config.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        for field in _IDENTITY:
+            if earlier["config"].get(field) != stored[field]:
+                raise InputError(
+                    f"{path}: config field {field} differs from this run's; "
+                    "resume with the same values or choose a new --workdir"
+                )
+        if earlier["fingerprint"] != dataset.fingerprint:
+            raise InputError(f"{path}: the dataset has changed since this run began")
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(metadata, indent=2) + "\n")
+    partial.replace(path)
+    return metadata
+
+
+def initial_state(
+    config: Any,
+    dataset: Dataset,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> TrainState:
+    """The latest checkpoint's state, or a fresh one, replicated over the mesh."""
+
+    def init(key: Array) -> TrainState:
+        channels = dataset.task.mask_channels
+        return train_state.init(model, optimizer, dataset.image_shape, channels, key)
+
+    key = jax.random.key(config.seed)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+        jax.eval_shape(init, key),
+    )
+    state = checkpoints.restore_latest(abstract)
+    if state is None:
+        state = jax.jit(init, out_shardings=replicated(mesh))(key)
+        _log.info("%s", parameter_overview.get_parameter_overview(state.params))
+    else:
+        _log.info("resuming at step %d", int(state.step))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    _log.info("%s: %.2f M parameters", config.model.name, count / 1e6)
+    return state
+
+
+@contextmanager
+def termination() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM only sets a flag, which the yielded function reads."""
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

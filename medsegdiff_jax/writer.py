@@ -1,0 +1,110 @@
+"""Where training tells what it does: metrics.jsonl, TensorBoard events, and the terminal.
+
+The method names are clu's, whose own writers need TensorFlow.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorboardX
+import tqdm
+
+_log = logging.getLogger("medsegdiff_jax")
+
+
+class MetricWriter:
+    """Scalars to metrics.jsonl and TensorBoard, images to TensorBoard."""
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int):
+        """Opens both in `workdir`; lines after `start_step`, of a run cut short, are dropped."""
+        self._path = Path(workdir) / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(self._path)
+        self._file = self._path.open("a")
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir), purge_step=start_step + 1 if start_step else None
+        )
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One line {"step", name: value, ...} and one TensorBoard point per scalar."""
+        values = {name: float(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Each image: [H, W, 3] uint8."""
+        for name, image in images.items():
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Everything written so far is on disk afterwards."""
+        self._file.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._file.close()
+        self._events.close()
+
+
+class Progress:
+    """Steps done, images/s and time left: a bar on a terminal, plain log lines otherwise."""
+
+    def __init__(self, start: int, total: int, batch_size: int):
+        """Counts from step `start` to `total`, `batch_size` images each."""
+        self._total, self._batch_size = total, batch_size
+        self._last_step, self._last_time = start, time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def step(self) -> None:
+        """One more step was dispatched."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, scalars: Mapping[str, float]) -> float:
+        """Shows `scalars` at `step`; returns images/s since the last report."""
+        now = time.monotonic()
+        rate = (step - self._last_step) * self._batch_size / max(now - self._last_time, 1e-9)
+        self._last_step, self._last_time = step, now
+        text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{rate:.1f} img/s  {text}")
+        else:
+            left = (self._total - step) * self._batch_size / max(rate, 1e-9)
+            _log.info(
+                "step %d/%d  %s  %.1f img/s  %s left", step, self._total, text, rate, _clock(left)
+            )
+        return rate
+
+    def pause(self) -> None:
+        """Time until the next `resume` is not training time."""
+        self._paused = time.monotonic()
+
+    def resume(self) -> None:
+        """Ends `pause`."""
+        self._last_time += time.monotonic() - self._paused
+
+    def close(self) -> None:
+        """Leaves the terminal tidy."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
