@@ -1,0 +1,125 @@
+"""TFDS builder of the phantoms: lesion-like images with five raters of a known distribution."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from data import preparation
+from data.phantom import appearance, model
+from medsegdiff_jax.imaging import resize_image, resize_labels
+from medsegdiff_jax.types import InputError
+
+_VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(eq=False)
+class PhantomConfig(tfds.core.BuilderConfig):
+    """Which phantoms.
+
+    Attributes:
+      variant: "binary" (RGB, one class) or "multiclass" (grey, lesion and core).
+      image_size: side S that the native 128 x 128 grid is resized to.
+    """
+
+    variant: str = "binary"
+    image_size: int = model.NATIVE_SIZE
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Phantoms: image [S, S, C] uint8, labels [5, S, S] uint8, size [2] and id."""
+
+    name = "phantom"
+    VERSION = tfds.core.Version(_VERSION)
+    BUILDER_CONFIGS = [PhantomConfig(name=variant, variant=variant) for variant in model.TASKS]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        task, side = model.TASKS[config.variant], config.image_size
+        features = {
+            "image": tfds.features.Tensor(
+                shape=(side, side, task.image_channels), dtype=np.uint8, encoding="bytes"
+            ),
+            "labels": tfds.features.Tensor(
+                shape=(model.RATERS, side, side), dtype=np.uint8, encoding="bytes"
+            ),
+            "size": tfds.features.Tensor(shape=(2,), dtype=np.int32, encoding="bytes"),
+            "id": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Lesion-like images with raters drawn from a known distribution.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(
+                task=task.to_json(), report=_report(config), fingerprint=_fingerprint(config)
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in model.SPLIT_SIZES}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.builder_config
+        size = (config.image_size, config.image_size)
+        numbers = range(model.SPLIT_SIZES[split])
+        for number in tqdm(numbers, desc=f"drawing {split}", unit="case", disable=None):
+            case = model.case_id(config.variant, split, number)
+            labels = [resize_labels(rater, size) for rater in model.stored_raters(case)]
+            yield (
+                number,
+                {
+                    "image": resize_image(appearance.render(case), size),
+                    "labels": np.stack(labels),
+                    "size": np.array([model.NATIVE_SIZE] * 2, dtype=np.int32),
+                    "id": case,
+                },
+            )
+
+
+def _fingerprint(config: PhantomConfig) -> str:
+    key = f"phantom {_VERSION} {model.SEED} {config.variant} {config.image_size}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _report(config: PhantomConfig) -> str:
+    task = model.TASKS[config.variant]
+    counts = ", ".join(f"{split} {count}" for split, count in model.SPLIT_SIZES.items())
+    return (
+        f"data phantom {config.variant}\n"
+        f"  cases   {counts}\n"
+        f"  images  {task.image_channels} channels, {config.image_size}x{config.image_size} from "
+        f"{model.NATIVE_SIZE}x{model.NATIVE_SIZE}\n"
+        f"  masks   {model.RATERS} per case; classes {', '.join(task.classes)}"
+    )
+
+
+def prepare(data_config: Any) -> Path:
+    """Draws the phantoms of `data_config`, or finds them drawn; returns the dataset's folder.
+
+    Args:
+      data_config: variant, image_size, cache_dir.
+
+    Raises:
+      InputError: unknown variant or an image size below 1.
+    """
+    if data_config.variant not in model.TASKS:
+        known = ", ".join(model.TASKS)
+        raise InputError(f"data.variant: {data_config.variant!r} is not one of {known}")
+    if data_config.image_size < 1:
+        raise InputError("data.image_size: must be at least 1")
+    config = PhantomConfig(
+        name=f"{data_config.variant}_size{data_config.image_size}",
+        variant=data_config.variant,
+        image_size=data_config.image_size,
+    )
+    cache = preparation.cache_root(data_config.cache_dir)
+    with preparation.quiet_tfds():
+        builder = Builder(config=config, data_dir=str(cache), file_format="array_record")
+    return preparation.write(builder)
