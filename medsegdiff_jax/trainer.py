@@ -133,6 +133,7 @@ def train(config: Any, workdir: str) -> TrainState:
     check_config(config)
     mesh = data_mesh()
     dataset = input_pipeline.load(config.data)
+    _log.info("%s", dataset.report)
     model = networks.build(config.model, dataset.task, config.data.image_size)
     diffusion = process.build(config.diffusion, dataset.task)
     validation = Validation(config, dataset, model, diffusion, mesh)

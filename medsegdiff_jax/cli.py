@@ -1,0 +1,130 @@
+"""What the commands share: user errors end with one line on stderr and exit status 2.
+
+Exit status: 0 done, 2 wrong input (one line `error: ...`, no traceback), 130 interrupted, 1 with a
+traceback for anything else, because that is a defect of the program and the traceback is needed.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from medsegdiff_jax.types import InputError
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
+
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# config_flags raises whatever the config tree raises when an override names no field or has the
+# wrong type; none of these can be a defect of a command, because no command has started yet.
+_PARSE_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
+
+
+class _FlagError(Exception):
+    """A flag or config override that could not be parsed; carries the original error."""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs `main` under `absl.app.run` and turns user errors into one line and exit status 2.
+
+    User errors are `InputError`, flags and config fields that are unknown or of the wrong type,
+    files that are missing or unreadable, and disks that are full or not writable (also when a
+    library reports them in its own exception type).
+
+    Args:
+      main: takes the positional arguments (argv[0] is the program).
+
+    Raises:
+      SystemExit: always.
+    """
+    try:
+        app.run(_refuse_positional(main), flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(EXIT_INPUT)
+    sys.exit(0)
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line that tells the user what is wrong, or None if `error` is a defect of the program.
+
+    Args:
+      error: what a command raised; its causes are examined too.
+
+    Returns:
+      The line, without the leading "error: ".
+    """
+    for link in _chain(error):
+        if isinstance(link, InputError | _FlagError):
+            return _one_line(str(link))
+        if isinstance(link, OSError) and (link.filename is not None or link.errno in _DISK_ERRNOS):
+            name = "" if link.filename is None else f"{os.fspath(link.filename)}: "
+            return _one_line(f"{name}{link.strerror or link}")
+        # tensorstore and XLA report a full disk as a ValueError or RuntimeError with errno's text.
+        text = str(link)
+        if any(os.strerror(number) in text for number in _DISK_ERRNOS[:4]):
+            return _one_line(text)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and the errors that caused it, outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _one_line(text: str, limit: int = 500) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; every failure names the flag, the config file or the config field."""
+    try:
+        return flags.FLAGS(argv)
+    except InputError:
+        raise
+    except _PARSE_ERRORS as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        # KeyError's str() is the repr of its message.
+        text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        raise _FlagError(str(text) or type(error).__name__) from error
+
+
+def _refuse_positional(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    """A word without "--" is nearly always a flag that lost its dashes: refuse, do not ignore."""
+
+    def checked(argv: Sequence[str]) -> None:
+        _configure_logging()
+        if len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+        main(argv)
+
+    return checked
+
+
+def _configure_logging() -> None:
+    """Our own messages go to stderr, plain; of the libraries only warnings do."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    log = logging.getLogger("medsegdiff_jax")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO)

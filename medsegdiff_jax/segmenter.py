@@ -1,0 +1,285 @@
+"""Images in, segmentations out: the trained model behind one call.
+
+    segmenter = Segmenter.load("runs/demo")
+    result = segmenter(images, members=10, steps=10, seed=0)
+
+Every image is resized to the training size, sampled, fused, and the fused *probability* is resized
+back to the image's own size and decided there; labels are never interpolated.
+"""
+
+import dataclasses
+import itertools
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from medsegdiff_jax import denoiser, fusion, imaging, networks, process
+from medsegdiff_jax.checkpoint import LoadedModel, load_model
+from medsegdiff_jax.partitioning import data_mesh, on_data, replicated, shard_batch
+from medsegdiff_jax.types import Array, InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to sample; the defaults of a model come from its config.
+
+    Attributes:
+      members: samples per image.
+      steps: denoising steps per sample; 0 = the condition model's own answer.
+      sampler: "ddim" or "ddpm".
+      fusion: "mean", "vote" or "staple".
+      member_chunk: members sampled at once; bounds the memory.
+      batch_size: images sampled at once.
+      seed: of all noise, 0..2^32-1.
+    """
+
+    members: int
+    steps: int
+    sampler: str
+    fusion: str
+    member_chunk: int
+    batch_size: int
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseResult:
+    """One segmented image, in its own size.
+
+    Attributes:
+      case_id: its name.
+      image: [H, W, C] as given.
+      mask: [H, W] label ids, uint8 or uint16.
+      probability: [H, W, K] float32 fused, in [0, 1].
+      uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
+      members: [n, H, W] label ids of each sample, or None if not asked for.
+    """
+
+    case_id: str
+    image: np.ndarray
+    mask: np.ndarray
+    probability: np.ndarray
+    uncertainty: np.ndarray
+    members: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """Segmented images, in their own sizes: arrays if all sizes agree, else lists of arrays.
+
+    Attributes:
+      mask: [B, H, W] label ids.
+      probability: [B, H, W, K] float32 in [0, 1].
+      uncertainty: [B, H, W] float32 in [0, 1].
+      members: [B, n, H, W] label ids.
+    """
+
+    mask: np.ndarray | list[np.ndarray]
+    probability: np.ndarray | list[np.ndarray]
+    uncertainty: np.ndarray | list[np.ndarray]
+    members: np.ndarray | list[np.ndarray]
+
+
+class Segmenter:
+    """A trained model on all devices of this process."""
+
+    def __init__(self, loaded: LoadedModel):
+        """Takes what `checkpoint.load_model` returns; `load` is the usual way in."""
+        config = loaded.config
+        self.task, self.config = loaded.task, config
+        self.description, self.metadata = loaded.description, loaded.metadata
+        self.settings = Settings(**config.sampling.to_dict())
+        self._size = config.data.image_size
+        self._model = networks.build(config.model, loaded.task, self._size)
+        self._process = process.build(config.diffusion, loaded.task)
+        self._mesh = data_mesh()
+        self.params = jax.device_put(loaded.params, replicated(self._mesh))
+        self._compiled: dict[tuple, denoiser.SegmentFn] = {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Segmenter":
+        """From a workdir of train.py, a checkpoint in it, or an exported folder.
+
+        Raises:
+          InputError: there is no model at `path`, or it is damaged.
+        """
+        return cls(load_model(path))
+
+    def __call__(
+        self,
+        images: np.ndarray | Sequence[np.ndarray],
+        *,
+        case_ids: Sequence[str] | None = None,
+        **settings: int | str | None,
+    ) -> Segmentation:
+        """Segments images of any sizes.
+
+        Args:
+          images: [B, H, W, C], or a sequence of [H, W, C]: uint8, uint16, or float (kept if in
+            [0, 1], else scaled by its own range); C as in training (grey and RGB are converted).
+          case_ids: names; the noise of an image follows from its name and the seed alone. Without
+            them an image's own content names it.
+          **settings: fields of `Settings`; what is not given comes from the model's config.
+
+        Raises:
+          InputError: an image or a setting that cannot be used.
+        """
+        ids = [content_id(image) for image in images] if case_ids is None else list(case_ids)
+        if len(ids) != len(images):
+            raise InputError(f"{len(ids)} case_ids for {len(images)} images")
+        if not ids:
+            raise InputError("no images were given")
+        cases = zip(ids, images, strict=True)
+        results = list(self.stream(cases, self.choose(**settings), keep_members=True))
+        return Segmentation(
+            *(
+                _stack([getattr(result, field) for result in results])
+                for field in ("mask", "probability", "uncertainty", "members")
+            )
+        )
+
+    def choose(self, **changes: int | str | None) -> Settings:
+        """The model's settings with these changes (None = unchanged).
+
+        Raises:
+          InputError: an unknown field or an impossible value.
+        """
+        known = {field.name for field in dataclasses.fields(Settings)}
+        for name in changes:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; there are {', '.join(sorted(known))}")
+        given = {name: value for name, value in changes.items() if value is not None}
+        settings = dataclasses.replace(self.settings, **given)
+        if settings.fusion not in fusion.METHODS:
+            raise InputError(f"fusion: {settings.fusion!r} is not one of {fusion.METHODS}")
+        if settings.batch_size < 1:
+            raise InputError(f"batch_size: {settings.batch_size} is less than 1")
+        if not 0 <= settings.seed < 2**32:
+            raise InputError(f"seed: {settings.seed} is not in 0..2^32-1")
+        self._segment_fn(settings)
+        return settings
+
+    def stream(
+        self,
+        cases: Iterable[tuple[str, np.ndarray]],
+        settings: Settings,
+        *,
+        keep_members: bool = False,
+    ) -> Iterator[CaseResult]:
+        """Segments (case id, image [H, W, C]) pairs batch by batch; memory holds one batch.
+
+        Args:
+          cases: read lazily.
+          settings: from `choose`.
+          keep_members: also return every sample.
+
+        Yields:
+          A result per case, in order.
+
+        Raises:
+          InputError: an image that cannot be used; names the case.
+        """
+        segment = self._segment_fn(settings)
+        devices = self._mesh.size
+        size = -(-settings.batch_size // devices) * devices
+        for batch in _batches(cases, size):
+            inputs = [self._prepare(case_id, image) for case_id, image in batch]
+            keys = [zlib.crc32(case_id.encode()) for case_id, _ in batch]
+            padding = size - len(batch)
+            arrays = {
+                "image": np.stack(inputs + [inputs[-1]] * padding),
+                "case": np.array(keys + [keys[-1]] * padding, np.uint32),
+            }
+            with jax.set_mesh(self._mesh):
+                on_devices = shard_batch(self._mesh, arrays)
+                samples = jax.device_get(
+                    segment(
+                        self.params,
+                        on_devices["image"],
+                        on_devices["case"],
+                        np.uint32(settings.seed),
+                    )
+                )
+            samples = samples[:, : len(batch)]
+            fused = fusion.fuse(samples, self.task, settings.fusion)
+            doubt = fusion.uncertainty(samples, self.task)
+            for index, (case_id, image) in enumerate(batch):
+                members = samples[:, index] if keep_members else None
+                yield self._restore(case_id, image, fused[index], doubt[index], members)
+
+    def _segment_fn(self, settings: Settings) -> denoiser.SegmentFn:
+        """The compiled ensemble for these settings."""
+        fields = ("members", "steps", "sampler", "member_chunk")
+        key = tuple(getattr(settings, field) for field in fields)
+        if key not in self._compiled:
+            fn = denoiser.make_segment_fn(
+                self._model, self._process, **dict(zip(fields, key, strict=True))
+            )
+            shared, split = replicated(self._mesh), on_data(self._mesh)
+            self._compiled[key] = jax.jit(
+                fn, in_shardings=(shared, split, split, shared), out_shardings=shared
+            )
+        return self._compiled[key]
+
+    def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:
+        """[H, W, C] -> [S, S, C] float32, exactly as the training data were prepared."""
+        image = np.asarray(image)
+        if image.ndim != 3 or 0 in image.shape:
+            raise InputError(f"{case_id}: an image must be [H, W, C], this one is {image.shape}")
+        if image.dtype not in (np.uint8, np.uint16) and not np.isfinite(image).all():
+            raise InputError(f"{case_id}: the image has pixels that are not finite")
+        try:
+            small = imaging.match_channels(
+                imaging.resize_image(image, (self._size, self._size)), self.task.image_channels
+            )
+        except InputError as error:
+            raise InputError(f"{case_id}: {error}") from error
+        return imaging.normalize(imaging.to_unit(small), self.config.data.normalization)
+
+    def _restore(
+        self,
+        case_id: str,
+        image: np.ndarray,
+        probability: np.ndarray,
+        doubt: np.ndarray,
+        members: np.ndarray | None,
+    ) -> CaseResult:
+        """Network-sized answers -> the image's own size."""
+        shape = image.shape[:2]
+        probability = imaging.resize_probability(probability, shape)
+        return CaseResult(
+            case_id=case_id,
+            image=image,
+            mask=self._labels(probability),
+            probability=probability,
+            uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
+            members=None
+            if members is None
+            else np.stack(
+                [self._labels(imaging.resize_probability(member, shape)) for member in members]
+            ),
+        )
+
+    def _labels(self, probability: np.ndarray) -> np.ndarray:
+        return imaging.mask_to_labels(fusion.decide(probability, self.task), self.task)
+
+
+def content_id(image: Array | np.ndarray) -> str:
+    """A name for an image that has none: the CRC-32 of its pixels, as 8 hex digits."""
+    return f"{zlib.crc32(np.ascontiguousarray(image).tobytes()):08x}"
+
+
+def _batches(
+    cases: Iterable[tuple[str, np.ndarray]], size: int
+) -> Iterator[list[tuple[str, np.ndarray]]]:
+    iterator = iter(cases)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    alike = all(array.shape == arrays[0].shape for array in arrays)
+    return np.stack(arrays) if alike else arrays

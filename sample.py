@@ -1,0 +1,53 @@
+"""Segments images: python sample.py --checkpoint=runs/mine --input=FOLDER --output=OUT."""
+
+from absl import flags
+
+from medsegdiff_jax import cli
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, checkpoint or exported folder.")
+_INPUT = flags.DEFINE_string("input", None, "Image file, or folder of images.")
+_LIST = flags.DEFINE_string("list", None, "Text file of image names (stems): only these.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+_MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
+_STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition model alone.")
+_SAMPLER = flags.DEFINE_string("sampler", None, "ddim or ddpm.")
+_FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at once.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
+_SAVE = flags.DEFINE_list(
+    "save",
+    "mask,probability,uncertainty,overlay",
+    "Some of mask, probability, uncertainty, overlay, members.",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Segments what --input names and writes the results to --output."""
+    del argv
+    from medsegdiff_jax import prediction
+    from medsegdiff_jax.segmenter import Segmenter
+
+    images = prediction.find_images(_INPUT.value, _LIST.value)
+    segmenter = Segmenter.load(_CHECKPOINT.value)
+    settings = segmenter.choose(
+        members=_MEMBERS.value,
+        steps=_STEPS.value,
+        sampler=_SAMPLER.value,
+        fusion=_FUSION.value,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+    )
+    print(f"using {segmenter.description} from {_CHECKPOINT.value}")
+    print(
+        f"{settings.members} members, {settings.steps} {settings.sampler} steps, "
+        f"fused by {settings.fusion}"
+    )
+    print(
+        f"writing {', '.join(_SAVE.value)} of {len(images)} images to {_OUTPUT.value}", flush=True
+    )
+    prediction.predict(segmenter, images, _OUTPUT.value, settings, _SAVE.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+    cli.run(main)
