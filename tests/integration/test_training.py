@@ -1,0 +1,178 @@
+"""Training as a whole: it learns, resumes bitwise, keeps the right checkpoints, stops in words."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from medsegdiff_jax import checkpoint, trainer
+from medsegdiff_jax.types import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def leaves(tree):
+    """All arrays of a tree, on the host."""
+    return jax.tree.leaves(jax.device_get(tree))
+
+
+def logged(workdir):
+    """Rows of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_three_steps_and_three_more_equal_six(tiny_config, tmp_path):
+    tiny_config.num_steps = 6
+    whole = trainer.train(tiny_config, str(tmp_path / "whole"))
+    tiny_config.num_steps = 3
+    trainer.train(tiny_config, str(tmp_path / "parts"))
+    tiny_config.num_steps = 6
+    resumed = trainer.train(tiny_config, str(tmp_path / "parts"))
+    assert int(resumed.step) == 6
+    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    losses = [
+        [row["loss/total"] for row in logged(tmp_path / name) if "loss/total" in row]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+def test_it_learns_the_discs_and_keeps_the_best_and_the_last_checkpoint(tiny_config, tmp_path):
+    tiny_config.num_steps = 240
+    tiny_config.log_every_steps = 40
+    tiny_config.eval_every_steps = 60
+    tiny_config.optim.learning_rate = 3e-3
+    tiny_config.data.augment.probability = 0.0
+    trainer.train(tiny_config, str(tmp_path))
+    rows = [row for row in logged(tmp_path) if "validation/dice" in row]
+    dice = {row["step"]: row["validation/dice"] for row in rows}
+    assert dice[240] > 0.9
+    best = max(dice, key=lambda step: (dice[step], step))
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {best, 240}
+    loaded = checkpoint.load_model(tmp_path)
+    assert f"step {best} " in loaded.description and f"{dice[best]:.4f}" in loaded.description
+    assert loaded.task.classes == ("foreground",) or len(loaded.task.classes) == 1
+    last = checkpoint.load_model(tmp_path / "checkpoints" / "240")
+    assert "EMA weights of step 240" in last.description
+
+
+def test_another_config_or_dataset_does_not_resume(tiny_config, tmp_path):
+    trainer.train(tiny_config, str(tmp_path))
+    tiny_config.diffusion.input_scale = 0.5
+    with pytest.raises(InputError, match=r"config\.json: config field diffusion"):
+        trainer.train(tiny_config, str(tmp_path))
+    tiny_config.diffusion.input_scale = 0.3
+    stored = json.loads((tmp_path / "config.json").read_text())
+    stored["fingerprint"] = "another"
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="dataset has changed"):
+        trainer.train(tiny_config, str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, tmp_path):
+    tiny_config.num_steps = 40
+    tiny_config.log_every_steps = 10
+    tiny_config.eval_every_steps = 100
+    tiny_config.optim.learning_rate = 1e20
+    with pytest.raises(FloatingPointError, match=r"not finite at step \d+"):
+        trainer.train(tiny_config, str(tmp_path))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_steps", 0), ("ema_decay", 1.0), ("batch_size", 0)]
+)
+def test_impossible_values_name_their_field(tiny_config, tmp_path, field, value):
+    tiny_config[field] = value
+    with pytest.raises(InputError, match=field):
+        trainer.train(tiny_config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
+    trainer.train(tiny_config, str(tmp_path))
+    damaged = tmp_path / "checkpoints" / "3"
+    for path in (damaged / "ema").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="checkpoints/3.*cannot be read"):
+        checkpoint.load_model(tmp_path)
+
+
+def command(config, workdir, *flags):
+    """Command line of train.py for a tiny config."""
+    return [
+        sys.executable,
+        "train.py",
+        "--config=configs/folder.py:default,tiny",
+        f"--config.data.path={config.data.path}",
+        f"--config.data.cache_dir={config.data.cache_dir}",
+        "--config.data.image_size=16",
+        "--config.batch_size=8",
+        "--config.log_every_steps=1",
+        "--config.validation.batch_size=8",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+
+
+def test_sigterm_saves_and_exits_with_zero(tiny_config, tmp_path):
+    process = subprocess.Popen(
+        command(tiny_config, tmp_path, "--config.num_steps=100000"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "metrics.jsonl").exists() or not logged(tmp_path):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "SIGTERM: saved step" in stderr
+    (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert step == logged(tmp_path)[-1]["step"]
+
+
+EIGHT_DEVICES = """
+import json, sys
+import jax, numpy as np
+from ml_collections import ConfigDict
+from medsegdiff_jax import trainer
+config = ConfigDict(json.load(open(sys.argv[1])))
+assert jax.device_count() == 8
+state = trainer.train(config, sys.argv[2])
+np.savez(sys.argv[3], *jax.tree.leaves(jax.device_get(state.params)))
+"""
+
+
+def test_one_device_and_eight_train_alike(tiny_config, tmp_path):
+    alone = trainer.train(tiny_config, str(tmp_path / "one"))
+    (tmp_path / "config.json").write_text(tiny_config.to_json_best_effort())
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    arguments = [tmp_path / "config.json", tmp_path / "eight", tmp_path / "params.npz"]
+    subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=300,
+    )
+    with np.load(tmp_path / "params.npz") as stored:
+        others = [stored[name] for name in stored.files]
+    # Sums in another order, then Adam's division by small second moments.
+    for ours, theirs in zip(leaves(alone.params), others, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)

@@ -1,0 +1,141 @@
+"""The ensemble: what a case's samples depend on, and what runs inside the loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from medsegdiff_jax import denoiser, networks, process
+from medsegdiff_jax.types import InputError, Task
+
+TASK = Task(("lesion",), (1,), True, 3)
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Tiny model, process and random parameters."""
+    config = base.get_config("default,tiny")
+    network = networks.build(config.model, TASK, SIZE)
+    args = (jnp.zeros((1, SIZE, SIZE, 3)), jnp.zeros((1, SIZE, SIZE, 1)), jnp.ones(1, int))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *args)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(scale=0.2, size=leaf.shape), jnp.float32), shapes
+    )
+    return network, process.build(config.diffusion, TASK), params
+
+
+def segment(model, image, case, *, members=3, steps=3, sampler="ddpm", chunk=3, seed=0):
+    """Samples of a batch as numpy [n, B, H, W, K]."""
+    network, diffusion, params = model
+    fn = denoiser.make_segment_fn(
+        network, diffusion, members=members, steps=steps, sampler=sampler, member_chunk=chunk
+    )
+    return np.asarray(jax.jit(fn)(params, image, jnp.asarray(case, jnp.uint32), np.uint32(seed)))
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Three images."""
+    return jax.random.normal(jax.random.key(1), (3, SIZE, SIZE, 3))
+
+
+def test_a_case_does_not_depend_on_its_batch_or_the_chunk_size(model, image):
+    together = segment(model, image, [11, 22, 33])
+    assert together.shape == (3, 3, SIZE, SIZE, 1)
+    assert 0 <= together.min() and together.max() <= 1
+    reordered = segment(model, image[::-1], [33, 22, 11], chunk=2)
+    np.testing.assert_allclose(reordered[:, ::-1], together, atol=1e-4)
+    alone = segment(model, image[1:2], [22], chunk=1)
+    np.testing.assert_allclose(alone[:, 0], together[:, 1], atol=1e-4)
+
+
+def test_members_cases_and_seeds_differ(model, image):
+    same_image = jnp.broadcast_to(image[:1], image.shape)
+    first = segment(model, same_image, [1, 2, 2])
+    assert np.abs(first[0] - first[1]).max() > 1e-3  # members
+    assert np.abs(first[:, 0] - first[:, 1]).max() > 1e-3  # cases
+    np.testing.assert_allclose(first[:, 1], first[:, 2], atol=1e-5)
+    assert np.abs(first - segment(model, same_image, [1, 2, 2], seed=1)).max() > 1e-3
+
+
+def test_more_members_keep_the_first(model, image):
+    few, many = (segment(model, image[:1], [5], members=n, chunk=2) for n in (2, 3))
+    np.testing.assert_allclose(few, many[:2], atol=1e-4)
+
+
+def test_zero_steps_are_the_condition_models_own_answer(model, image):
+    network, _, params = model
+    logits = network.apply({"params": params}, image, method="encode").logits
+    result = segment(model, image, [1, 2, 3], steps=0, members=1)
+    np.testing.assert_allclose(result[0], jax.nn.sigmoid(logits), atol=1e-5)
+
+
+def primitives(jaxpr, name):
+    """How often a primitive occurs in a jaxpr, inner jaxprs included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == name
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            total += primitives(inner, name)
+    return total
+
+
+def scan_bodies(jaxpr):
+    """Jaxprs of all scans, innermost included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["jaxpr"].jaxpr
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from scan_bodies(inner)
+
+
+def test_the_condition_model_is_outside_the_loop(model, image):
+    network, diffusion, params = model
+    fn = denoiser.make_segment_fn(
+        network, diffusion, members=2, steps=3, sampler="ddim", member_chunk=2
+    )
+    case, seed = jnp.zeros(3, jnp.uint32), jnp.uint32(0)
+    whole = jax.make_jaxpr(fn)(params, image, case, seed).jaxpr
+    inside = max(primitives(body, "conv_general_dilated") for body in scan_bodies(whole))
+    condition = jax.make_jaxpr(
+        lambda: network.apply({"params": params}, image, method="encode")
+    )().jaxpr
+    answer = network.apply({"params": params}, image, method="encode")
+    one_step = jax.make_jaxpr(
+        lambda: network.apply({"params": params}, image[..., :1], seed, answer, method="denoise")
+    )().jaxpr
+    count = "conv_general_dilated"
+    assert inside == primitives(one_step, count)
+    assert primitives(whole, count) == inside + primitives(condition, count)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sampler": "euler"}, "euler"),
+        ({"members": 0}, "members"),
+        ({"steps": 1001}, "steps: 1001"),
+        ({"member_chunk": 0}, "member_chunk"),
+    ],
+)
+def test_impossible_settings_are_named(model, change, words):
+    settings = {"members": 2, "steps": 2, "sampler": "ddim", "member_chunk": 1} | change
+    with pytest.raises(InputError, match=words):
+        denoiser.make_segment_fn(*model[:2], **settings)
+
+
+def test_a_plain_unet_has_nothing_to_denoise():
+    config = base.get_config("unet,tiny")
+    network = networks.build(config.model, TASK, SIZE)
+    with pytest.raises(InputError, match="steps=0"):
+        denoiser.make_segment_fn(
+            network,
+            process.build(config.diffusion, TASK),
+            members=1,
+            steps=2,
+            sampler="ddim",
+            member_chunk=1,
+        )
