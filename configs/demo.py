@@ -13,10 +13,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.cache_dir = "runs/cache"
     config.model.condition_widths = config.model.widths = (16, 32, 64, 96)
     config.model.semantic_features = 64
-    config.num_steps = 400
+    config.num_steps = 800
     config.batch_size = 8
-    config.eval_every_steps = 100
-    config.checkpoint_every_steps = 100
+    config.eval_every_steps = 200
+    config.checkpoint_every_steps = 200
     config.log_every_steps = 20
     config.optim.warmup_steps = 40
     config.validation.max_cases = 16

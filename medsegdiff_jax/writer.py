@@ -9,11 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import tensorboardX
 import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -66,8 +68,10 @@ class Progress:
         """Counts from step `start` to `total`, `batch_size` images each."""
         self._total, self._batch_size = total, batch_size
         self._last_step, self._last_time = start, time.monotonic()
-        self._bar = None
+        self._bar, self._terminal = None, ExitStack()
         if sys.stderr.isatty():
+            # Log lines go above the bar instead of through it.
+            self._terminal.enter_context(logging_redirect_tqdm([_log]))
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def step(self) -> None:
@@ -102,6 +106,7 @@ class Progress:
         """Leaves the terminal tidy."""
         if self._bar is not None:
             self._bar.close()
+        self._terminal.close()
 
 
 def _clock(seconds: float) -> str:
