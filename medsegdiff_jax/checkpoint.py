@@ -41,23 +41,25 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with _named(Path(self._manager.directory)):
+            self._manager.close()
 
     def save(self, state: TrainState, dice: float | None) -> None:
         """Writes `state` in the background; `dice` None if it was not validated."""
         metric = UNRANKED if dice is None or not math.isfinite(dice) else float(dice)
         step = int(state.step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_resumable(state)),
-                ema=ocp.args.StandardSave(state.ema_params),
-                metadata=ocp.args.JsonSave(self._metadata),
-            ),
-            metrics={METRIC: metric},
-            force=True,
-        )
-        self._manager.check_for_errors()
+        with _named(Path(self._manager.directory)):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_resumable(state)),
+                    ema=ocp.args.StandardSave(state.ema_params),
+                    metadata=ocp.args.JsonSave(self._metadata),
+                ),
+                metrics={METRIC: metric},
+                force=True,
+            )
+            self._manager.check_for_errors()
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """The newest state, or None in a new workdir.
@@ -198,6 +200,17 @@ def _open_manager(folder: Path) -> ocp.CheckpointManager:
         best_fn=lambda metrics: metrics[METRIC], best_mode="max", preservation_policy=keep
     )
     return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Gives an error of the disk the folder's name where it has no file's, as when it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
 
 
 @contextmanager

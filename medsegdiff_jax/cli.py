@@ -32,9 +32,9 @@ class _FlagError(Exception):
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main` under `absl.app.run` and turns user errors into one line and exit status 2.
 
-    User errors are `InputError`, flags and config fields that are unknown or of the wrong type,
-    files that are missing or unreadable, and disks that are full or not writable (also when a
-    library reports them in its own exception type).
+    User errors are `InputError`, a training that diverged (FloatingPointError), flags and config
+    fields that are unknown or of the wrong type, files that are missing or unreadable, and disks
+    that are full or not writable (also when a library reports them in its own exception type).
 
     Args:
       main: takes the positional arguments (argv[0] is the program).
@@ -66,7 +66,7 @@ def user_message(error: BaseException) -> str | None:
       The line, without the leading "error: ".
     """
     for link in _chain(error):
-        if isinstance(link, InputError | _FlagError):
+        if isinstance(link, InputError | FloatingPointError | _FlagError):
             return _one_line(str(link))
         if isinstance(link, OSError) and (link.filename is not None or link.errno in _DISK_ERRNOS):
             name = "" if link.filename is None else f"{os.fspath(link.filename)}: "
@@ -79,13 +79,15 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and the errors that caused it, outermost first."""
-    seen: set[int] = set()
+    """The error and its stated causes, outermost first.
+
+    An error that merely happened while another was handled is a defect of the handling, so the
+    implicit `__context__` does not count.
+    """
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    while link is not None:
         yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        link = link.__cause__
 
 
 def _one_line(text: str, limit: int = 500) -> str:
@@ -96,15 +98,27 @@ def _one_line(text: str, limit: int = 500) -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; every failure names the flag, the config file or the config field."""
     try:
-        return flags.FLAGS(argv)
+        words = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            # config_flags keeps a config file's OSError until a field of the config is asked for.
+            getattr(flags.FLAGS[name].value, "keys", None)
+        return words
     except InputError:
         raise
     except _PARSE_ERRORS as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
+        if isinstance(error, OSError) and error.__cause__ is not None:
+            error = error.__cause__
         # KeyError's str() is the repr of its message.
         text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        raise _FlagError(str(text) or type(error).__name__) from error
+        raise _FlagError(_without_traceback(str(text)) or type(error).__name__) from error
+
+
+def _without_traceback(text: str) -> str:
+    """Of a traceback that config_flags has put into its message, the last line is for users."""
+    before, traceback, after = text.partition("Traceback (most recent call last)")
+    return f"{before} {after.strip().splitlines()[-1]}" if traceback else text
 
 
 def _refuse_positional(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

@@ -4,9 +4,11 @@ Arrays are numpy, channels last. An image is [H, W, C] with the values of its fi
 float32); a label map is [H, W] of the integers of its file; a mask is [..., H, W, K] of {0, 1}.
 """
 
+import contextlib
 import functools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -287,17 +289,31 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         raise ValueError(f"write_png takes uint8 or uint16, not {array.dtype}")
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place if the block ends well.
+
+    Raises:
+      OSError: it cannot be written; names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk is found out by a write, which knows no file name.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -139,7 +139,8 @@ def train_batches(
         settings=Augmentation.from_config(data_config.augment),
     )
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
-    batches = stream[index::count].batch(batch_size)
+    # An endless stream has no remainder; without this, Grain rounds its length up beyond an index.
+    batches = stream[index::count].batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(
         num_threads=data_config.read_threads,
         prefetch_buffer_size=max(1, data_config.prefetch // batch_size),

@@ -4,8 +4,11 @@ For every case: <case>.png with label ids, and on request its probability, uncer
 members. `run.json` says how all of it was made and lists the cases that are done.
 """
 
+import dataclasses
 import hashlib
+import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +25,9 @@ from medsegdiff_jax.version import __version__
 
 SAVE = ("mask", "probability", "uncertainty", "overlay", "members")
 SHEET_CASES = 16
+LOG_SECONDS = 20  # between progress lines where there is no terminal
+
+_log = logging.getLogger("medsegdiff_jax")
 
 
 def find_images(
@@ -42,9 +48,10 @@ def find_images(
         paths = [root]
     elif root.is_dir():
         folder = root / "images" if (root / "images").is_dir() else root
-        paths = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in imaging.IMAGE_SUFFIXES
-        )
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        paths = [path for path in files if path.suffix.lower() in imaging.IMAGE_SUFFIXES]
+        if len(paths) < len(files):
+            _log.info("%s: %d files that are no images", folder, len(files) - len(paths))
     else:
         raise InputError(f"{source}: no such file or folder")
     if not paths or paths[0].suffix.lower() not in imaging.IMAGE_SUFFIXES:
@@ -89,33 +96,38 @@ def predict(
       save: some of SAVE.
 
     Raises:
-      InputError: an unreadable image (finished cases stay) or an unknown word in `save`.
+      InputError: an unreadable image (finished cases stay), an unknown word in `save`, or names
+        by which a result would replace an image or another result.
     """
     unknown = set(save) - set(SAVE)
     if unknown or not save:
         raise InputError(f"--save: {', '.join(sorted(unknown))!r} is not among {', '.join(SAVE)}")
     folder = Path(output)
+    _check_names(images, folder, segmenter.task, save, settings.members)
     folder.mkdir(parents=True, exist_ok=True)
+    # A lone image must not be computed as a padded batch of many.
+    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(images)))
     run = describe(segmenter, settings)
     sheet: list[report.CasePictures] = []
     cases = ((name, imaging.read_image(path)) for name, path in images.items())
     results = segmenter.stream(cases, settings, keep_members="members" in save)
-    for result, seconds in _timed(tqdm.tqdm(results, total=len(images), unit="case", disable=None)):
-        files = write_case(folder, result, segmenter.task, save)
-        run["cases"][result.case_id] = {"files": files, "seconds": round(seconds, 4)}
+    report.write_json(folder / "run.json", run)
+    try:
+        for result in _progress(results, len(images)):
+            files = write_case(folder, result, segmenter.task, save)
+            run["cases"][result.case_id] = {"files": files, "seconds": round(result.seconds, 4)}
+            if len(sheet) < SHEET_CASES:
+                sheet.append(_pictures(result, segmenter.task))
+    finally:
+        # Also when an image was unreadable or the run was interrupted: what is done is listed.
         report.write_json(folder / "run.json", run)
-        if len(sheet) < SHEET_CASES:
-            sheet.append(
-                report.case_pictures(
-                    result.case_id,
-                    result.image,
-                    result.mask,
-                    result.probability,
-                    result.uncertainty,
-                    segmenter.task,
-                )
-            )
     report.write_contact_sheet(folder / "contact_sheet.png", sheet, segmenter.task)
+
+
+def _pictures(result: CaseResult, task: Task) -> report.CasePictures:
+    """The row of a case in the contact sheet."""
+    answers = (result.mask, result.probability, result.uncertainty)
+    return report.case_pictures(result.case_id, result.image, *answers, task)
 
 
 def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
@@ -140,25 +152,24 @@ def write_case(
     folder: Path, result: CaseResult, task: Task, save: Sequence[str]
 ) -> dict[str, str | list[str]]:
     """Writes what `save` names of one case; returns {what: file name or names}."""
-    case = result.case_id
-    pictures: dict[str, dict[str, np.ndarray]] = {name: {} for name in save}
+    arrays: dict[str, list[np.ndarray]] = {}
     if "mask" in save:
-        pictures["mask"][f"{case}.png"] = result.mask
+        arrays["mask"] = [result.mask]
     if "probability" in save:
-        for suffix, channel in _class_channels(task):
-            pictures["probability"][f"{case}_probability{suffix}.png"] = report.to_byte(
-                result.probability[..., channel]
-            )
+        arrays["probability"] = [
+            report.to_byte(result.probability[..., channel]) for _, channel in _class_channels(task)
+        ]
     if "uncertainty" in save:
-        pictures["uncertainty"][f"{case}_uncertainty.png"] = report.to_byte(result.uncertainty)
+        arrays["uncertainty"] = [report.to_byte(result.uncertainty)]
     if "overlay" in save:
         regions = report.regions_of(result.mask, task)
-        pictures["overlay"][f"{case}_overlay.png"] = report.overlay(
-            result.image, regions, result.uncertainty
-        )
+        arrays["overlay"] = [report.overlay(result.image, regions, result.uncertainty)]
     if "members" in save:
-        for index, member in enumerate(result.members):
-            pictures["members"][f"{case}_member_{index:02d}.png"] = member
+        arrays["members"] = list(result.members)
+    pictures = {
+        what: dict(zip(_file_names(result.case_id, what, task, len(array)), array, strict=True))
+        for what, array in arrays.items()
+    }
     for files in pictures.values():
         for name, picture in files.items():
             imaging.write_png(folder / name, picture)
@@ -168,6 +179,35 @@ def write_case(
     }
 
 
+def _file_names(case: str, what: str, task: Task, members: int) -> list[str]:
+    """Names of the files that hold `what` (one of SAVE) of a case."""
+    if what == "mask":
+        return [f"{case}.png"]
+    if what == "probability":
+        return [f"{case}_probability{suffix}.png" for suffix, _ in _class_channels(task)]
+    if what == "members":
+        return [f"{case}_member_{index:02d}.png" for index in range(members)]
+    return [f"{case}_{what}.png"]
+
+
+def _check_names(
+    images: dict[str, Path], folder: Path, task: Task, save: Sequence[str], members: int
+) -> None:
+    """Raises InputError if a result would replace an image or another result."""
+    owner = {"contact_sheet.png": "the contact sheet"}
+    for case in images:
+        for what in save:
+            for name in _file_names(case, what, task, members):
+                if name in owner:
+                    raise InputError(
+                        f"{images[case]}: its {what} and {owner[name]} would both be {name}"
+                    )
+                owner[name] = str(images[case])
+    for path in images.values():
+        if path.name in owner and path.resolve().parent == folder.resolve():
+            raise InputError(f"{path}: would be replaced by a result; choose another --output")
+
+
 def _class_channels(task: Task) -> list[tuple[str, int]]:
     """(file name suffix, channel of the probability) of every class."""
     if task.mask_channels == 1:
@@ -175,10 +215,15 @@ def _class_channels(task: Task) -> list[tuple[str, int]]:
     return [(f"_{name}", index + task.one_hot) for index, name in enumerate(task.classes)]
 
 
-def _timed(results: Iterator[CaseResult]) -> Iterator[tuple[CaseResult, float]]:
-    """Each result with the seconds since the last; a batch's time falls on its first case."""
-    last = time.perf_counter()
-    for result in results:
-        now = time.perf_counter()
-        yield result, now - last
-        last = time.perf_counter()
+def _progress(results: Iterator[CaseResult], total: int) -> Iterator[CaseResult]:
+    """The results, with a bar on a terminal and plain log lines otherwise."""
+    if sys.stderr.isatty():
+        yield from tqdm.tqdm(results, total=total, unit="case")
+        return
+    start = last = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        yield result  # returns when the case is written
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS or done == total:
+            _log.info("%d/%d cases  %.2f s per case", done, total, (now - start) / done)
+            last = now

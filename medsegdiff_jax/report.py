@@ -4,15 +4,13 @@ Nothing here is read back by the program. Every file is written under a temporar
 folder and then renamed, so a reader never sees half of one.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +116,7 @@ def overlay(image: np.ndarray, regions: np.ndarray, uncertainty: np.ndarray | No
     """
     picture = to_display(image).astype(np.float32)
     if uncertainty is not None:
-        # Square root: half a bit already matters to a reader, a linear tint would hide it.
-        opacity = 0.75 * np.sqrt(np.clip(uncertainty, 0.0, 1.0))[..., None]
+        opacity = 0.75 * np.clip(uncertainty, 0.0, 1.0)[..., None]
         picture += opacity * (UNCERTAINTY_COLOR - picture)
     radius = max(1, round(min(image.shape[:2]) / 500))
     for index in range(regions.shape[-1]):
@@ -307,14 +304,14 @@ def write_figure(path: str | os.PathLike, figure: Figure) -> None:
     """Writes a matplotlib figure as PNG, all or nothing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    with _replacing(Path(path)) as temporary:
+    with imaging.replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
 
 def write_json(path: str | os.PathLike, tree: Any) -> None:
     """Writes strict JSON (NaN and infinity become null), indented, all or nothing."""
     text = json.dumps(_finite(tree), indent=2, allow_nan=False, ensure_ascii=False)
-    with _replacing(Path(path)) as temporary:
+    with imaging.replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -324,25 +321,8 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> Non
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with _replacing(Path(path)) as temporary:
+    with imaging.replacing(path) as temporary:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mode = path.parent.stat().st_mode & 0o666  # mkstemp makes private files
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _finite(tree: Any) -> Any:

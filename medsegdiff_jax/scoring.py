@@ -65,7 +65,7 @@ def evaluate(
     raters = _find_references(Path(references))
     scores: list[CaseScore] = []
     for case, name in files.items():
-        prediction = imaging.labels_to_mask(imaging.read_labels(folder / name), task)
+        prediction = _mask(folder / name, imaging.read_labels(folder / name), task)
         reference = _reference(case, raters, task, prediction.shape)
         first = int(task.one_hot)
         for index, class_name in enumerate(task.classes):
@@ -175,7 +175,7 @@ def _reference(
     masks = []
     for masks_of_rater in raters:
         if case not in masks_of_rater:
-            raise InputError(f"{case}: has a prediction but no reference")
+            raise InputError(f"{case}: has a prediction but no reference of every rater")
         path = masks_of_rater[case]
         labels = imaging.read_labels(path)
         if labels.shape != shape[:2]:
@@ -186,8 +186,13 @@ def _reference(
         if len(task.classes) == 1 and len(np.unique(labels[labels != 0])) == 1:
             # Whether a lone class is written as 1 or 255 is a matter of taste.
             labels = np.where(labels != 0, task.label_values[0], 0)
-        try:
-            masks.append(imaging.labels_to_mask(labels, task))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        masks.append(_mask(path, labels, task))
     return fusion.decide(np.mean(masks, axis=0), task)
+
+
+def _mask(path: Path, labels: np.ndarray, task: Task) -> np.ndarray:
+    """Labels of a file -> {0, 1} [H, W, K]; an error names the file."""
+    try:
+        return imaging.labels_to_mask(labels, task)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -10,6 +10,7 @@ back to the image's own size and decided there; labels are never interpolated.
 import dataclasses
 import itertools
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -56,6 +57,7 @@ class CaseResult:
       probability: [H, W, K] float32 fused, in [0, 1].
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
       members: [n, H, W] label ids of each sample, or None if not asked for.
+      seconds: its share of the time of its batch.
     """
 
     case_id: str
@@ -64,6 +66,7 @@ class CaseResult:
     probability: np.ndarray
     uncertainty: np.ndarray
     members: np.ndarray | None
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +136,10 @@ class Segmenter:
         if not ids:
             raise InputError("no images were given")
         cases = zip(ids, images, strict=True)
-        results = list(self.stream(cases, self.choose(**settings), keep_members=True))
+        chosen = self.choose(**settings)
+        # A lone image must not be computed as a padded batch of many.
+        chosen = dataclasses.replace(chosen, batch_size=min(chosen.batch_size, len(ids)))
+        results = list(self.stream(cases, chosen, keep_members=True))
         return Segmentation(
             *(
                 _stack([getattr(result, field) for result in results])
@@ -159,6 +165,8 @@ class Segmenter:
             raise InputError(f"batch_size: {settings.batch_size} is less than 1")
         if not 0 <= settings.seed < 2**32:
             raise InputError(f"seed: {settings.seed} is not in 0..2^32-1")
+        if settings.steps == 0:
+            settings = dataclasses.replace(settings, members=1)  # nothing random is drawn
         self._segment_fn(settings)
         return settings
 
@@ -186,6 +194,7 @@ class Segmenter:
         devices = self._mesh.size
         size = -(-settings.batch_size // devices) * devices
         for batch in _batches(cases, size):
+            began = time.perf_counter()
             inputs = [self._prepare(case_id, image) for case_id, image in batch]
             keys = [zlib.crc32(case_id.encode()) for case_id, _ in batch]
             padding = size - len(batch)
@@ -206,9 +215,10 @@ class Segmenter:
             samples = samples[:, : len(batch)]
             fused = fusion.fuse(samples, self.task, settings.fusion)
             doubt = fusion.uncertainty(samples, self.task)
+            seconds = (time.perf_counter() - began) / len(batch)
             for index, (case_id, image) in enumerate(batch):
                 members = samples[:, index] if keep_members else None
-                yield self._restore(case_id, image, fused[index], doubt[index], members)
+                yield self._restore(case_id, image, fused[index], doubt[index], members, seconds)
 
     def _segment_fn(self, settings: Settings) -> denoiser.SegmentFn:
         """The compiled ensemble for these settings."""
@@ -246,6 +256,7 @@ class Segmenter:
         probability: np.ndarray,
         doubt: np.ndarray,
         members: np.ndarray | None,
+        seconds: float,
     ) -> CaseResult:
         """Network-sized answers -> the image's own size."""
         shape = image.shape[:2]
@@ -256,6 +267,7 @@ class Segmenter:
             mask=self._labels(probability),
             probability=probability,
             uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
+            seconds=seconds,
             members=None
             if members is None
             else np.stack(

@@ -17,7 +17,7 @@ from clu import metrics as clu_metrics
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from medsegdiff_jax import input_pipeline, losses, networks, process, train_state
+from medsegdiff_jax import imaging, input_pipeline, losses, networks, process, train_state
 from medsegdiff_jax.checkpoint import Checkpoints
 from medsegdiff_jax.evaluator import Validation
 from medsegdiff_jax.input_pipeline import Dataset
@@ -111,7 +111,10 @@ class LossWindow:
                 )
         means = {} if self._sums is None else self._sums.compute()
         self._sums, self._totals = None, []
-        return {f"loss/{name}": float(value) for name, value in means.items()}
+        return {
+            name if name == "grad_norm" else f"loss/{name}": float(value)
+            for name, value in means.items()
+        }
 
 
 def train(config: Any, workdir: str) -> TrainState:
@@ -190,7 +193,7 @@ def run_loop(
             if stop or step % config.log_every_steps == 0:
                 scalars = window.empty()
                 scalars["images_per_second"] = progress.report(
-                    step, {"loss": scalars["loss/total"], "grad norm": scalars["loss/grad_norm"]}
+                    step, {"loss": scalars["loss/total"], "grad norm": scalars["grad_norm"]}
                 )
                 writer.write_scalars(step, scalars)
             dice = None
@@ -261,9 +264,8 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(metadata, indent=2) + "\n")
-    partial.replace(path)
+    with imaging.replacing(path) as temporary:
+        temporary.write_text(json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 

@@ -17,6 +17,8 @@ import tensorboardX
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from medsegdiff_jax import imaging
+
 _log = logging.getLogger("medsegdiff_jax")
 
 
@@ -28,10 +30,9 @@ class MetricWriter:
         self._path = Path(workdir) / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start_step]
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(self._path)
+            kept = [line for line in lines if _is_until(line, start_step)]
+            with imaging.replacing(self._path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
         self._events = tensorboardX.SummaryWriter(
             str(workdir), purge_step=start_step + 1 if start_step else None
@@ -107,6 +108,14 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         self._terminal.close()
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether a line of the log is of `step` or before; one that a crash cut short is not."""
+    try:
+        return json.loads(line)["step"] <= step
+    except ValueError:
+        return False
 
 
 def _clock(seconds: float) -> str:

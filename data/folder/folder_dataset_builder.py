@@ -47,6 +47,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def __init__(
         self, *, path: str, image_size: int, validation_fraction: float = 0.1, **kwargs: Any
     ) -> None:
+        """Reads and checks the folder; writes nothing before `download_and_prepare`."""
         root = Path(path).expanduser().resolve()
         self._side = image_size
         self._index = build_index(root, validation_fraction)

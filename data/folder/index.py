@@ -50,7 +50,7 @@ def names(items: Iterable[str], limit: int = 5) -> str:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """stem -> image file of a folder, sorted; InputError if two files share a stem."""
+    """Image files of a folder by stem, sorted; InputError if two files share a stem."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:

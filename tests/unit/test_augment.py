@@ -1,0 +1,103 @@
+"""The image and its labels are changed alike, and only by what the settings allow."""
+
+import numpy as np
+import pytest
+
+from medsegdiff_jax.augment import Augmentation, augment
+from medsegdiff_jax.types import InputError
+
+OFF = {"rotate_degrees": 0.0, "scale": 0.0, "translate": 0.0, "gamma": 0.0, "intensity": 0.0}
+GEOMETRY = Augmentation(gamma=0.0, intensity=0.0, probability=1.0)
+SIDE = 48
+
+
+def painted(seed):
+    """An image that shows its own labels, a lopsided blob, as intensity 0 or 1."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    y, x = np.random.default_rng(seed).uniform(14, SIDE - 14, 2)
+    labels = ((rows - y) ** 2 + (columns - x) ** 2 <= 9**2) | ((rows > y) & (columns > x + 4))
+    labels = labels.astype(np.uint8)
+    return labels[..., None].astype(np.float32), labels
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_painted_mask_stays_on_its_image(seed):
+    image, labels = painted(seed)
+    changed, moved = augment(image, labels, np.random.default_rng(seed), GEOMETRY)
+    # Bilinear and nearest sampling agree but where the four neighbours differ: on the outline.
+    assert np.abs(changed[..., 0] - moved).max() <= 0.75
+    outline = np.abs(np.diff(moved, axis=0)).sum() + np.abs(np.diff(moved, axis=1)).sum()
+    assert (np.abs(changed[..., 0] - moved) > 1e-4).sum() <= 2 * outline
+    assert not np.array_equal(moved, labels)
+    assert set(np.unique(moved)) <= {0, 1}
+    assert 0.3 * labels.sum() < moved.sum() < 3 * labels.sum()
+
+
+def test_the_same_generator_gives_the_same_example():
+    image, labels = painted(0)
+    image = image * 0.5 + 0.1
+    first = augment(image, labels, np.random.default_rng(5), Augmentation())
+    again = augment(image, labels, np.random.default_rng(5), Augmentation())
+    other = augment(image, labels, np.random.default_rng(6), Augmentation())
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Augmentation(flip=False, probability=0.0),
+        Augmentation(flip=False, probability=1.0, **OFF),
+    ],
+    ids=["never", "with strength zero"],
+)
+def test_switched_off_the_input_is_untouched(settings):
+    image, labels = painted(1)
+    image = np.random.default_rng(0).random(image.shape, dtype=np.float32)
+    for seed in range(5):
+        changed, moved = augment(image, labels, np.random.default_rng(seed), settings)
+        np.testing.assert_allclose(changed, image, atol=1e-6)
+        np.testing.assert_array_equal(moved, labels)
+
+
+def test_flips_are_the_four_mirror_images():
+    image, labels = painted(2)
+    settings = Augmentation(flip=True, probability=0.0)
+    views = [augment(image, labels, np.random.default_rng(seed), settings) for seed in range(40)]
+    expected = [labels, labels[::-1], labels[:, ::-1], labels[::-1, ::-1]]
+    for changed, moved in views:
+        np.testing.assert_array_equal(changed[..., 0], moved)
+        assert any(np.array_equal(moved, view) for view in expected)
+    assert len({moved.tobytes() for _, moved in views}) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rotate_degrees", 90.0), ("scale", 0.5), ("translate", 0.2)],
+)
+def test_each_geometric_strength_moves_labels_and_image(field, value):
+    image, labels = painted(3)
+    settings = Augmentation(flip=False, probability=1.0, **(OFF | {field: value}))
+    changed, moved = augment(image, labels, np.random.default_rng(1), settings)
+    assert not np.array_equal(moved, labels)
+    assert ((changed[..., 0] > 0.5) != moved).mean() < 0.01
+
+
+@pytest.mark.parametrize(("field", "value"), [("gamma", 0.5), ("intensity", 0.3)])
+def test_intensity_changes_leave_the_labels(field, value):
+    image, labels = painted(4)
+    image = np.random.default_rng(0).uniform(0.1, 0.9, image.shape).astype(np.float32)
+    settings = Augmentation(flip=False, probability=1.0, **(OFF | {field: value}))
+    changed, same = augment(image, labels, np.random.default_rng(1), settings)
+    np.testing.assert_array_equal(same, labels)
+    assert np.abs(changed - image).max() > 0.01
+    assert changed.dtype == np.float32
+
+
+def test_wrong_fields_are_named():
+    with pytest.raises(InputError, match="data.augment.blur"):
+        Augmentation.from_config({"blur": 1.0})
+    for field, value in [("scale", -0.1), ("probability", 1.5), ("gamma", float("nan"))]:
+        with pytest.raises(InputError, match=f"data.augment.{field}"):
+            Augmentation.from_config({field: value})

@@ -1,0 +1,107 @@
+"""Which errors are the user's (one line, status 2) and which are the program's (traceback)."""
+
+import errno
+import logging
+import os
+
+import pytest
+from absl import flags
+from absl import logging as absl_logging
+
+from medsegdiff_jax import cli
+from medsegdiff_jax.types import InputError
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a main function as a command: run(main, *words) -> exit status."""
+    root, log = logging.getLogger(), logging.getLogger("medsegdiff_jax")
+    handlers, settings = list(root.handlers), (log.handlers, log.propagate, log.level)
+    verbosity = absl_logging.get_verbosity()
+
+    def call(main, *words):
+        monkeypatch.setattr("sys.argv", ["command.py", *words])
+        flags.FLAGS.unparse_flags()
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(main)
+        return exit_info.value.code
+
+    yield call
+    flags.FLAGS.unparse_flags()
+    absl_logging.set_verbosity(verbosity)
+    root.handlers = handlers
+    log.handlers, log.propagate, log.level = settings
+
+
+def raiser(error):
+    """A main function that raises."""
+
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (InputError("data.path: no folder\n  at x"), "data.path: no folder at x"),
+        (FloatingPointError("not finite at step 3"), "not finite at step 3"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.png"), "a.png: No such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EFBIG, "File too large"), "File too large"),
+        (
+            ValueError(f"Error writing /x/y: {os.strerror(errno.ENOSPC)}"),
+            f"Error writing /x/y: {os.strerror(errno.ENOSPC)}",
+        ),
+    ],
+)
+def test_user_errors_are_one_line(run, capsys, error, line):
+    assert cli.user_message(error) == line
+    assert run(raiser(error)) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad"), KeyError("x"), RuntimeError("x"), OSError(errno.EIO, "I/O error")]
+)
+def test_defects_are_not_hidden(run, error):
+    assert cli.user_message(error) is None
+    with pytest.raises(type(error)):
+        run(raiser(error))
+
+
+def test_the_stated_cause_of_a_library_error_counts_and_no_other():
+    outer, inner = RuntimeError("save failed"), InputError("config field seed: negative")
+    outer.__cause__ = inner
+    assert cli.user_message(outer) == "config field seed: negative"
+    while_handling = RuntimeError("other")
+    while_handling.__context__ = inner
+    assert cli.user_message(while_handling) is None
+
+
+def test_a_long_message_is_cut():
+    message = cli.user_message(InputError("x" * 2000))
+    assert len(message) == 500 and message.endswith("...")
+
+
+def test_positional_words_and_wrong_flags_are_refused_before_main(run, capsys):
+    called = []
+    for words, named in (
+        (["runs/demo"], "'runs/demo'"),
+        (["--verbosity=many"], "verbosity"),
+        (["--verbostiy=3"], "verbostiy"),
+        (["verbosity=3"], "'verbosity=3'"),
+    ):
+        assert run(called.append, *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and named in line
+    assert not called
+    assert not run(called.append, "--nologtostderr")  # None and 0 are both success
+    assert called == [["command.py"]]
+
+
+def test_interrupted_has_its_own_status(run, capsys):
+    assert run(raiser(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,69 @@
+"""Results of sample.py never replace an image or each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from medsegdiff_jax import checkpoint, networks, prediction
+from medsegdiff_jax.segmenter import Segmenter
+from medsegdiff_jax.types import InputError, Task
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    """LoadedModel of the tiny size: binary, colour images, 3 members of 2 steps."""
+    config = base.get_config("default,tiny")
+    config.data.image_size = SIDE
+    config.sampling.update(members=3, steps=2, member_chunk=2, batch_size=4)
+    task = Task(("lesion",), (255,), True, 3)
+    model = networks.build(config.model, task, SIDE)
+    image = jnp.zeros((1, SIDE, SIDE, 3))
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), image, image[..., :1], jnp.zeros(1, jnp.int32)
+    )["params"]
+    # Initial values would end in zeros, and every probability would be one half.
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+    metadata = {"config": config.to_dict(), "task": task.to_json(), "source": "untrained weights"}
+    return checkpoint.LoadedModel(params, config, task, metadata["source"], metadata)
+
+
+def folder_of(path, *names):
+    """A folder with a small colour image per name."""
+    path.mkdir()
+    for name in names:
+        Image.fromarray(np.full((9, 7, 3), 80, np.uint8)).save(path / name)
+    return path
+
+
+@pytest.mark.parametrize("save", [("mask",), ("mask", "overlay")])
+def test_the_images_themselves_are_never_replaced(tiny_model, tmp_path, save):
+    folder = folder_of(tmp_path / "scans", "a.png")
+    segmenter = Segmenter(tiny_model)
+    before = (folder / "a.png").read_bytes()
+    with pytest.raises(InputError, match=r"a\.png: would be replaced"):
+        prediction.predict(
+            segmenter, prediction.find_images(folder), folder, segmenter.choose(), save
+        )
+    assert (folder / "a.png").read_bytes() == before
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("names", [("a.png", "a_overlay.png"), ("b.png", "contact_sheet.jpg")])
+def test_two_results_of_one_name_are_refused_before_anything_is_written(
+    tiny_model, tmp_path, names
+):
+    images = prediction.find_images(folder_of(tmp_path / "scans", *names))
+    segmenter = Segmenter(tiny_model)
+    with pytest.raises(InputError, match=names[1].replace("jpg", "png")):
+        prediction.predict(
+            segmenter, images, tmp_path / "out", segmenter.choose(), ("mask", "overlay")
+        )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,110 @@
+"""What Segmenter does around the network: pixels as in training, constant batches, own sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from medsegdiff_jax import checkpoint, fusion, imaging, networks
+from medsegdiff_jax.segmenter import Segmenter
+from medsegdiff_jax.types import Task
+
+SIDE = 16
+SIZES = ((20, 28), (16, 16), (40, 9), (13, 31), (20, 28))
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    """LoadedModel of the tiny size: binary, colour images, 3 members of 2 steps."""
+    config = base.get_config("default,tiny")
+    config.data.image_size = SIDE
+    config.sampling.update(members=3, steps=2, member_chunk=2, batch_size=4)
+    task = Task(("lesion",), (255,), True, 3)
+    model = networks.build(config.model, task, SIDE)
+    image = jnp.zeros((1, SIDE, SIDE, 3))
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), image, image[..., :1], jnp.zeros(1, jnp.int32)
+    )["params"]
+    # Initial values would end in zeros, and every probability would be one half.
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+    metadata = {"config": config.to_dict(), "task": task.to_json(), "source": "untrained weights"}
+    return checkpoint.LoadedModel(params, config, task, metadata["source"], metadata)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_model):
+    """One segmenter for all tests: its compiled functions are shared."""
+    return Segmenter(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Five colour images of four sizes."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+
+
+class Recorder:
+    """Stands in for the compiled ensemble: remembers its inputs, answers with given samples."""
+
+    def __init__(self, samples):
+        self.samples, self.calls = samples, []
+
+    def __call__(self, params, image, case, seed):
+        """Same arguments and result as a SegmentFn."""
+        self.calls.append((np.asarray(image), np.asarray(case), int(seed)))
+        return np.broadcast_to(
+            self.samples[:, None], (len(self.samples), len(image), *self.samples.shape[1:])
+        )
+
+
+@pytest.fixture
+def recorded(segmenter, monkeypatch):
+    """Puts a Recorder of two different members in place of the network; returns it."""
+    ramp = np.linspace(0, 1, 16, dtype=np.float32)
+    steep = np.clip(3 * ramp - 1, 0, 1)
+    members = np.stack([np.tile(ramp, (16, 1)), np.tile(steep, (16, 1))])[..., None]
+    recorder = Recorder(members)
+    monkeypatch.setattr(segmenter, "_segment_fn", lambda settings: recorder)
+    return recorder
+
+
+def test_the_network_sees_what_training_saw(segmenter, images, recorded):
+    grey16 = np.random.default_rng(1).integers(0, 65536, (30, 22, 1), dtype=np.uint16)
+    segmenter([images[0], grey16], case_ids=["colour", "grey"])
+    seen, keys, _ = recorded.calls[0]
+    for index, image in enumerate((images[0], grey16)):
+        stored = imaging.match_channels(imaging.resize_image(image, (16, 16)), 3)
+        np.testing.assert_array_equal(
+            seen[index], imaging.normalize(imaging.to_unit(stored), "zscore")
+        )
+    # CRC-32 of "colour" and "grey", from Perl's Compress::Zlib.
+    assert keys[:2].tolist() == [0xFAF865CE, 0xE193FAE2]
+
+
+def test_a_call_with_few_images_computes_few(segmenter, images, recorded):
+    segmenter(images[:1], batch_size=4)
+    assert recorded.calls[0][0].shape == (1, 16, 16, 3)
+
+
+def test_every_batch_has_one_shape_and_padding_is_dropped(segmenter, images, recorded):
+    result = segmenter(images, batch_size=2)
+    assert len(result.mask) == 5
+    assert [call[0].shape for call in recorded.calls] == [(2, 16, 16, 3)] * 3
+
+
+def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
+    image = np.zeros((16, 64, 3), np.uint8)
+    result = segmenter([image], case_ids=["x"], fusion="mean")
+    row = result.probability[0, 8, :, 0]
+    fused = recorded.samples.mean(axis=0)
+    np.testing.assert_array_equal(row, imaging.resize_probability(fused, (16, 64))[8, :, 0])
+    assert len(np.unique(row)) > 40  # a resized decision would have two values
+    np.testing.assert_array_equal(result.mask[0, 8], np.where(row >= 0.5, 255, 0))
+    vote = segmenter([image], case_ids=["x"], fusion="vote").probability[0, 8, :, 0]
+    decided = fusion.decide(recorded.samples, segmenter.task).mean(axis=0)
+    np.testing.assert_allclose(vote, imaging.resize_probability(decided, (16, 64))[8, :, 0])
