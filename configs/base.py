@@ -92,6 +92,7 @@ def _model(size: str) -> ConfigDict:
     model.semantic_patch = 1  # side of a token in cells of the deepest feature map
     model.filter_features = 8  # width of the NBP filter's blocks
     model.filter_blocks = 6  # R
+    model.condition_prior = True  # x0-prediction only: the condition's logits are the prior
     model.dtype = "float32"  # compute dtype; or "bfloat16"
     model.remat = False  # recompute activations backwards: slower, less memory
     if size == "tiny":
@@ -156,6 +157,7 @@ def _paper(config: ConfigDict) -> None:
     config.num_steps = 100_000
     config.batch_size = 32
     config.ema_decay = 0.9999
+    config.model.condition_prior = False
     config.diffusion.schedule = "linear"
     config.diffusion.zero_terminal_snr = False
     config.diffusion.input_scale = 1.0

@@ -234,6 +234,11 @@ def check_config(config: Any) -> None:
             raise InputError(f"config field {field}: {config[field]} is less than 1")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"config field ema_decay: {config.ema_decay} is not in [0, 1)")
+    if config.model.condition_prior and config.diffusion.prediction != "x0":
+        raise InputError(
+            "config field model.condition_prior: needs diffusion.prediction='x0', "
+            f"not {config.diffusion.prediction!r}"
+        )
     check_batch_size("batch_size", config.batch_size)
     check_batch_size("validation.batch_size", config.validation.batch_size)
 

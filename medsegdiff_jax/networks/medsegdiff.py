@@ -4,9 +4,19 @@
 the condition, and runs once per step and ensemble member. The anchor condition gates the first
 encoder feature of the diffusion UNet (U-SA); the semantic condition meets its deepest feature
 (SS-Former).
+
+Beyond the paper, and off in its recipe, is `condition_prior`. For a pixel m of the mask, Bayes'
+rule reads
+
+    logit p(m | x_t, image) = logit p(m | image) + log p(x_t | m, image) - log p(x_t | 1-m, image),
+
+so where the output are mask logits (x0-prediction) the condition model's own logits can serve as
+the prior, and the diffusion network learns what x_t adds: nothing at t = T, where x_t is pure
+noise, and everything at small t.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from medsegdiff_jax.networks import layers
@@ -29,6 +39,7 @@ class MedSegDiffV2(nn.Module):
       semantic_features, semantic_blocks, semantic_patch: token width, N and patch side of
         SS-Former.
       filter_features, filter_blocks: width and R of the NBP filter.
+      condition_prior: add the condition model's logits, without their gradient, to the output.
       dtype: compute dtype; parameters, norms' statistics, FFT and outputs are float32.
       remat: recompute residual blocks' activations in the backward pass.
     """
@@ -46,6 +57,7 @@ class MedSegDiffV2(nn.Module):
     semantic_patch: int = 1
     filter_features: int = 16
     filter_blocks: int = 6
+    condition_prior: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -112,7 +124,10 @@ class MedSegDiffV2(nn.Module):
         features = self.encoder(x, embedding)
         if self.semantic != "none":
             features[-1] = self.ss_former(features[-1], condition.embedding, embedding)
-        return self.head(self.decoder(features, embedding).astype(jnp.float32))
+        output = self.head(self.decoder(features, embedding).astype(jnp.float32))
+        if self.condition_prior:
+            output = output + jax.lax.stop_gradient(condition.logits)
+        return output
 
     def __call__(self, image: Array, x_t: Array, t: Array) -> tuple[Array, Condition]:
         """encode and denoise together, as training needs them -> (output, condition)."""

@@ -98,6 +98,12 @@ def test_impossible_values_name_their_field(tiny_config, tmp_path, field, value)
     assert not list(tmp_path.iterdir())
 
 
+def test_the_condition_prior_needs_logits(tiny_config, tmp_path):
+    tiny_config.diffusion.prediction = "v"
+    with pytest.raises(InputError, match="model.condition_prior"):
+        trainer.train(tiny_config, str(tmp_path))
+
+
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):
     trainer.train(tiny_config, str(tmp_path))
     damaged = tmp_path / "checkpoints" / "3"

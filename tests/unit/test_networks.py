@@ -272,6 +272,19 @@ def test_remat_changes_neither_parameters_nor_results(tiny):
     np.testing.assert_allclose(result, network(*args)[0], atol=1e-5)
 
 
+def test_with_the_condition_prior_an_untrained_network_answers_like_its_condition_model():
+    config = base.get_config("default,tiny").model
+    assert config.condition_prior
+    model = networks.build(config, BINARY, SIZE)
+    args = inputs()
+    params = random_params(model, args)
+    params["head"] = jax.tree.map(jnp.zeros_like, params["head"])  # as initialised
+    output, condition = jax.jit(model.apply)({"params": params}, *args)
+    np.testing.assert_array_equal(output, condition.logits)
+    without = model.clone(condition_prior=False)
+    np.testing.assert_array_equal(jax.jit(without.apply)({"params": params}, *args)[0], 0.0)
+
+
 def test_one_hot_task_has_a_channel_per_class_and_background():
     model = networks.build(base.get_config("default,tiny").model, THREE, SIZE)
     args = inputs(THREE)
