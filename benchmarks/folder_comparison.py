@@ -59,6 +59,8 @@ def main() -> None:
             "sampling_seconds": json.loads((folder / "score" / "seconds.json").read_text()),
             "scores": json.loads((folder / "score" / "metrics.json").read_text())["classes"],
         }
+    # Where the cache lies says nothing about the result.
+    flags = [flag for flag in flags if not flag.startswith("--config.data.cache_dir")]
     result = {"hardware": hardware(), "versions": versions(), "flags": flags, "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
