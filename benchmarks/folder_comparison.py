@@ -35,13 +35,14 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--size", default="small", help="network of configs/base.py")
     arguments, flags = parser.parse_known_args()
     flags = [flag for flag in flags if flag != "--"]
     data, work = arguments.data.resolve(), arguments.workdir.resolve()
     rows = {}
     for name, (recipe, sampling) in ROWS.items():
         run, folder = work / recipe, work / name.replace(", ", "_").replace(" ", "_")
-        command("train.py", f"--config=configs/folder.py:{recipe}", f"--config.data.path={data}",
+        command("train.py", f"--config=configs/folder.py:{recipe},{arguments.size}", f"--config.data.path={data}",
                 f"--workdir={run}", *flags)  # fmt: skip
         seconds = None
         if not (folder / "score" / "metrics.json").exists():
