@@ -42,8 +42,8 @@ def main() -> None:
     rows = {}
     for name, (recipe, sampling) in ROWS.items():
         run, folder = work / recipe, work / name.replace(", ", "_").replace(" ", "_")
-        command("train.py", f"--config=configs/folder.py:{recipe},{arguments.size}", f"--config.data.path={data}",
-                f"--workdir={run}", *flags)  # fmt: skip
+        config = f"--config=configs/folder.py:{recipe},{arguments.size}"
+        command("train.py", config, f"--config.data.path={data}", f"--workdir={run}", *flags)
         seconds = None
         if not (folder / "score" / "metrics.json").exists():
             began = time.perf_counter()

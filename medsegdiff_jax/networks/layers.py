@@ -121,6 +121,7 @@ def dtype_of(name: str) -> jnp.dtype:
     return {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}[name]
 
 
-def batch_sharded() -> bool:
-    """True while a mesh whose "data" axis spans more than one device is active."""
-    return jax.sharding.get_abstract_mesh().shape.get("data", 1) > 1
+def batch_sharded(batch: int) -> bool:
+    """True if the active mesh splits this batch: several devices on "data", each with a share."""
+    devices = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    return devices > 1 and batch % devices == 0

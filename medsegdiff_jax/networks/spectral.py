@@ -62,7 +62,7 @@ def filter_affinity(affinity: Array, spectrum_filter: Array) -> Array:
         spectrum = jnp.fft.rfft2(values.astype(jnp.float32))
         return jnp.fft.irfft2(spectrum * weights, s=values.shape[-2:])
 
-    if not layers.batch_sharded():
+    if not layers.batch_sharded(affinity.shape[0]):
         return transform(affinity, spectrum_filter)
     on_data, shared = PartitionSpec("data"), PartitionSpec()
     per_case = spectrum_filter.shape[0] > 1

@@ -1,6 +1,7 @@
 """The ensemble: what a case's samples depend on, and what runs inside the loop."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def primitives(jaxpr, name):
     total = 0
     for equation in jaxpr.eqns:
         total += equation.primitive.name == name
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             total += primitives(inner, name)
     return total
 
@@ -88,7 +89,7 @@ def scan_bodies(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield equation.params["jaxpr"].jaxpr
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from scan_bodies(inner)
 
 
