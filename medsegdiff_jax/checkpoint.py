@@ -164,17 +164,11 @@ def _load(params: Path, metadata: dict[str, Any], description: str) -> LoadedMod
     """Restores `params` into the shapes that the stored config gives, on one device."""
     config, task = ConfigDict(metadata["config"]), Task.from_json(metadata["task"])
     model = networks.build(config.model, task, config.data.image_size)
-    optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-    size = config.data.image_size
+    image_shape = (config.data.image_size, config.data.image_size, task.image_channels)
     shapes = jax.eval_shape(
-        lambda: train_state.init(
-            model,
-            optimizer,
-            (size, size, task.image_channels),
-            task.mask_channels,
-            jax.random.key(0),
-        )
-    ).params
+        lambda key: train_state.init_params(model, image_shape, task.mask_channels, key),
+        jax.random.key(0),
+    )
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes

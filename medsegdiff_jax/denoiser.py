@@ -5,8 +5,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from medsegdiff_jax import samplers, schedules
+from medsegdiff_jax.partitioning import on_data, replicated
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
 
@@ -77,3 +79,9 @@ def make_segment_fn(
         return jax.lax.map(member, jnp.arange(members), batch_size=chunk)
 
     return segment
+
+
+def compile_segment_fn(segment: SegmentFn, mesh: Mesh) -> SegmentFn:
+    """`segment` compiled for `mesh`: cases split over "data", parameters and result on all."""
+    shared, split = replicated(mesh), on_data(mesh)
+    return jax.jit(segment, in_shardings=(shared, split, split, shared), out_shardings=shared)

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, input_pipeline, metrics, report
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.partitioning import on_data, replicated, shard_batch
+from medsegdiff_jax.partitioning import shard_batch
 from medsegdiff_jax.process import Process
-from medsegdiff_jax.types import Params, Task
+from medsegdiff_jax.types import InputError, Params, Task
 
 PICTURES = 4  # cases shown in TensorBoard
 
@@ -33,23 +33,20 @@ class Validation:
           mesh: the devices.
 
         Raises:
-          InputError: an impossible sampling setting.
+          InputError: an impossible sampling setting, or no validation case.
         """
+        if not len(dataset.sources["validation"]):
+            raise InputError(f"{dataset.name}: no case for validation")
         self._settings, self._dataset, self._mesh = config.validation, dataset, mesh
         self._seed = np.uint32(config.seed)
         sampling = {
             name: self._settings[name] for name in ("members", "steps", "sampler", "member_chunk")
         }
-        shardings = {
-            "in_shardings": (replicated(mesh), on_data(mesh), on_data(mesh), replicated(mesh)),
-            "out_shardings": replicated(mesh),
-        }
-        self._segment_fns = {
-            "": jax.jit(denoiser.make_segment_fn(model, process, **sampling), **shardings)
-        }
+        segment = denoiser.make_segment_fn(model, process, **sampling)
+        self._segment_fns = {"": denoiser.compile_segment_fn(segment, mesh)}
         if model.generative:
             alone = denoiser.make_segment_fn(model, process, **(sampling | {"steps": 0}))
-            self._segment_fns["condition_"] = jax.jit(alone, **shardings)
+            self._segment_fns["condition_"] = denoiser.compile_segment_fn(alone, mesh)
 
     def run(self, params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Samples and scores all validation cases.

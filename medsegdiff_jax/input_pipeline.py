@@ -7,7 +7,6 @@ configuration, the seed and the step: nothing about the position needs to be sav
 import dataclasses
 import functools
 import importlib
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import tensorflow_datasets as tfds
 from medsegdiff_jax import fusion
 from medsegdiff_jax.augment import Augmentation, augment
 from medsegdiff_jax.imaging import labels_to_mask, normalize, to_unit
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import InputError, Task, case_key
 
 DATASETS = ("folder", "phantom")
 SPLITS = ("train", "validation", "test")
@@ -190,11 +189,6 @@ def eval_batches(
             "case": np.array([case_key(case["id"]) for case in cases], dtype=np.uint32),
             "id": [case["id"] for case in cases],
         }
-
-
-def case_key(case_id: str) -> int:
-    """The number in 0..2^32-1 that stands for a case in random keys: CRC-32 of its id."""
-    return zlib.crc32(case_id.encode())
 
 
 def _evaluation_example(example: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

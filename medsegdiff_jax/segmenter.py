@@ -19,8 +19,8 @@ import numpy as np
 
 from medsegdiff_jax import denoiser, fusion, imaging, networks, process
 from medsegdiff_jax.checkpoint import LoadedModel, load_model
-from medsegdiff_jax.partitioning import data_mesh, on_data, replicated, shard_batch
-from medsegdiff_jax.types import Array, InputError
+from medsegdiff_jax.partitioning import data_mesh, replicated, shard_batch
+from medsegdiff_jax.types import Array, InputError, case_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Segmenter:
         for batch in _batches(cases, size):
             began = time.perf_counter()
             inputs = [self._prepare(case_id, image) for case_id, image in batch]
-            keys = [zlib.crc32(case_id.encode()) for case_id, _ in batch]
+            keys = [case_key(case_id) for case_id, _ in batch]
             padding = size - len(batch)
             arrays = {
                 "image": np.stack(inputs + [inputs[-1]] * padding),
@@ -228,10 +228,7 @@ class Segmenter:
             fn = denoiser.make_segment_fn(
                 self._model, self._process, **dict(zip(fields, key, strict=True))
             )
-            shared, split = replicated(self._mesh), on_data(self._mesh)
-            self._compiled[key] = jax.jit(
-                fn, in_shardings=(shared, split, split, shared), out_shardings=shared
-            )
+            self._compiled[key] = denoiser.compile_segment_fn(fn, self._mesh)
         return self._compiled[key]
 
     def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:

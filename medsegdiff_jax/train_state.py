@@ -91,6 +91,15 @@ def _decayed(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def init_params(
+    model: nn.Module, image_shape: tuple[int, int, int], mask_channels: int, key: Array
+) -> Params:
+    """Fresh parameters; arguments as in `init`."""
+    image = jnp.zeros((1, *image_shape))
+    x_t = jnp.zeros((1, *image_shape[:2], mask_channels))
+    return model.init(key, image, x_t, jnp.ones((1,), jnp.int32))["params"]
+
+
 def init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -107,9 +116,7 @@ def init(
       mask_channels: K.
       key: typed key.
     """
-    image = jnp.zeros((1, *image_shape))
-    x_t = jnp.zeros((1, *image_shape[:2], mask_channels))
-    params = model.init(key, image, x_t, jnp.ones((1,), jnp.int32))["params"]
+    params = init_params(model, image_shape, mask_channels, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

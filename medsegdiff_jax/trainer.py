@@ -139,15 +139,16 @@ def train(config: Any, workdir: str) -> TrainState:
     _log.info("%s", dataset.report)
     model = networks.build(config.model, dataset.task, config.data.image_size)
     diffusion = process.build(config.diffusion, dataset.task)
+    objective = losses.build(config.loss)
+    optimizer = train_state.build_optimizer(config.optim, config.num_steps)
     validation = Validation(config, dataset, model, diffusion, mesh)
     metadata = prepare_workdir(config, dataset, Path(workdir))
     with Checkpoints(workdir, metadata) as checkpoints, jax.set_mesh(mesh):
-        optimizer = train_state.build_optimizer(config.optim, config.num_steps)
         state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
         step_fn = make_train_step(
             model,
             diffusion,
-            losses.build(config.loss),
+            objective,
             optimizer,
             config.ema_decay,
             config.seed,

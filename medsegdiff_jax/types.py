@@ -4,6 +4,7 @@ Array aliases, the segmentation task, and what networks and samplers hand each o
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,3 +98,8 @@ class Prediction:
 
 DenoiseFn = Callable[[Array, Array], Prediction]
 """(x_t [B, H, W, K], t scalar int32) -> Prediction."""
+
+
+def case_key(case_id: str) -> int:
+    """The number in 0..2^32-1 that stands for a case in random keys: CRC-32 of its id."""
+    return zlib.crc32(case_id.encode())

@@ -1,7 +1,9 @@
 """Training as a whole: it learns, resumes bitwise, keeps the right checkpoints, stops in words."""
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +104,25 @@ def test_the_condition_prior_needs_logits(tiny_config, tmp_path):
     tiny_config.diffusion.prediction = "v"
     with pytest.raises(InputError, match="model.condition_prior"):
         trainer.train(tiny_config, str(tmp_path))
+
+
+def test_a_wrong_loss_optimizer_or_empty_validation_is_refused_before_the_workdir_is_made(
+    tiny_config, disc_folder, tmp_path
+):
+    def refused(config, words):
+        with pytest.raises(InputError, match=words):
+            trainer.train(config, str(tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+    for field, value in (("loss.condition_every", 0), ("optim.learning_rate", 0.0)):
+        changed = copy.deepcopy(tiny_config)
+        changed.update_from_flattened_dict({field: value})
+        refused(changed, field)
+    folder = tmp_path / "folder"
+    shutil.copytree(disc_folder, folder)
+    (folder / "val.txt").write_text("")
+    tiny_config.data.path = str(folder)
+    refused(tiny_config, "no case for validation")
 
 
 def test_a_damaged_checkpoint_is_named(tiny_config, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import InputError, Task, case_key
 
 SIDE = 8
 BINARY = Task(("lesion",), (1,), True, 1)
@@ -150,7 +150,7 @@ def test_evaluation_counts_every_case_once(count, batch_size):
 
 
 def test_the_case_key_is_the_crc32_of_the_id():
-    assert input_pipeline.case_key("123456789") == 0xCBF43926  # the check value of CRC-32
+    assert case_key("123456789") == 0xCBF43926  # the check value of CRC-32
     (batch,) = input_pipeline.eval_batches(dataset((1, 0, 3)), "test", batch_size=4)
     assert batch["case"].dtype == np.uint32
     assert batch["case"].tolist() == [zlib.crc32(name.encode()) for name in batch["id"]]
