@@ -37,7 +37,7 @@ $(VENV)/installed: $(BIN)/python setup.cfg pyproject.toml constraints.txt
 
 demo: $(VENV)/installed  ## train on phantoms, segment held-out ones, score and plot
 	$(BIN)/python train.py --config=configs/demo.py --workdir=$(RUN)
-	$(BIN)/python -m data.phantom --output=$(RUN)/test --split=test
+	$(BIN)/python -m data --config=configs/demo.py --split=test --output=$(RUN)/test
 	$(BIN)/python sample.py --checkpoint=$(RUN) --input=$(RUN)/test/images \
 	  --output=$(RUN)/predictions --members=10
 	$(BIN)/python evaluate.py --predictions=$(RUN)/predictions --references=$(RUN)/test \

@@ -1,18 +1,18 @@
-"""Segments images: python sample.py --checkpoint=runs/mine --input=FOLDER --output=OUT."""
+"""Segments: python sample.py --checkpoint=runs/mine --input=FOLDER --output=OUT."""
 
 from absl import flags
 
 from medsegdiff_jax import cli
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, checkpoint or exported folder.")
-_INPUT = flags.DEFINE_string("input", None, "Image file, or folder of images.")
-_LIST = flags.DEFINE_string("list", None, "Text file of image names (stems): only these.")
+_INPUT = flags.DEFINE_string("input", None, "Image or NIfTI file, or folder of them.")
+_LIST = flags.DEFINE_string("list", None, "Text file of case names: only these.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 _MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition model alone.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim or ddpm.")
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at once.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
 _SAVE = flags.DEFINE_list(
     "save",
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax import prediction
     from medsegdiff_jax.segmenter import Segmenter
 
-    images = prediction.find_images(_INPUT.value, _LIST.value)
     segmenter = Segmenter.load(_CHECKPOINT.value)
+    cases = prediction.find_cases(_INPUT.value, _LIST.value, segmenter.task)
     settings = segmenter.choose(
         members=_MEMBERS.value,
         steps=_STEPS.value,
@@ -42,10 +42,8 @@ def main(argv: list[str]) -> None:
         f"{settings.members} members, {settings.steps} {settings.sampler} steps, "
         f"fused by {settings.fusion}"
     )
-    print(
-        f"writing {', '.join(_SAVE.value)} of {len(images)} images to {_OUTPUT.value}", flush=True
-    )
-    prediction.predict(segmenter, images, _OUTPUT.value, settings, _SAVE.value)
+    print(f"writing {', '.join(_SAVE.value)} of {len(cases)} cases to {_OUTPUT.value}", flush=True)
+    prediction.predict(segmenter, cases, _OUTPUT.value, settings, _SAVE.value)
 
 
 if __name__ == "__main__":

@@ -57,13 +57,17 @@ def _parse(arg: str) -> tuple[str, str]:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.name = "folder"  # "folder" or "phantom"
-    data.path = ""  # folder: where images/ and masks/ are
-    data.variant = "binary"  # phantom: "binary" or "multiclass"
+    data.name = "folder"  # or another folder of data/, e.g. "isic2018"
+    data.path = ""  # where the data are
+    data.variant = ""  # of a dataset that has several, see its README; "" = its first
     data.image_size = 64  # side of the square that images are resized to, pixels
+    data.plane = "axial"  # volumes: or "coronal" or "sagittal"
+    data.window = ()  # volumes: (low, high) intensities; () = the dataset's own choice
+    data.neighbours = 0  # volumes: slices on each side that are further input channels
+    data.max_empty = 0.33  # of the training examples may be without any label
+    data.raters = "draw"  # several raters: one of them per example and epoch, or their "mean"
     data.cache_dir = ""  # prepared data; "" = ~/.cache/medsegdiff_jax
-    data.validation_fraction = 0.1  # of the training cases, where no val.txt says which
-    data.normalization = "zscore"  # per image and channel; or "unit": [0, 1]
+    data.validation_fraction = 0.1  # of the training cases, where nothing says which
     data.read_threads = 2
     data.prefetch = 64  # examples read ahead
     data.augment = ConfigDict()

@@ -62,21 +62,21 @@ def augment(
 
     Args:
       image: float32 [H, W, C] in [0, 1].
-      labels: integers [H, W].
+      labels: integers [..., H, W], e.g. of several raters; all go the same way.
       rng: the example's own generator.
       settings: the strengths.
 
     Returns:
-      image float32 [H, W, C] (may leave [0, 1] by the intensity change) and labels [H, W].
+      image float32 [H, W, C] (may leave [0, 1] by the intensity change) and labels [..., H, W].
     """
     if settings.flip:
         for axis in (0, 1):
             if rng.random() < 0.5:
-                image, labels = np.flip(image, axis), np.flip(labels, axis)
+                image, labels = np.flip(image, axis), np.flip(labels, axis - 2)
     if rng.random() < settings.probability:
         matrix, offset = _random_affine(image.shape[:2], rng, settings)
         image = _transform(image, matrix, offset)
-        labels = ndimage.affine_transform(labels, matrix, offset, order=0, mode="mirror")
+        labels = _transform_labels(labels, matrix, offset)
     if rng.random() < settings.probability:
         image = np.clip(image, 0.0, 1.0) ** np.float32(_log_uniform(rng, settings.gamma))
     if rng.random() < settings.probability:
@@ -107,6 +107,14 @@ def _transform(image: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.
         for c in range(image.shape[-1])
     ]
     return np.stack(planes, axis=-1)
+
+
+def _transform_labels(labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    maps = [
+        ndimage.affine_transform(one, matrix, offset, order=0, mode="mirror")
+        for one in labels.reshape(-1, *labels.shape[-2:])
+    ]
+    return np.stack(maps).reshape(labels.shape)
 
 
 def _intensity(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:

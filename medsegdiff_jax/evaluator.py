@@ -1,6 +1,6 @@
 """Validation during training: real sampling with the averaged weights, scored per case."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,9 +12,11 @@ from medsegdiff_jax import denoiser, fusion, input_pipeline, metrics, report
 from medsegdiff_jax.input_pipeline import Dataset
 from medsegdiff_jax.partitioning import shard_batch
 from medsegdiff_jax.process import Process
-from medsegdiff_jax.types import InputError, Params, Task
+from medsegdiff_jax.types import InputError, Params, Task, volume_of
 
 PICTURES = 4  # cases shown in TensorBoard
+
+_Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Validation:
@@ -53,11 +55,12 @@ class Validation:
 
         Returns:
           Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone}:
-          mean over cases and classes, empty masks by the strict policy; and pictures
-          {"validation": [H, W, 3] uint8}, a row per case: image, reference, probability,
-          uncertainty.
+          mean over cases (pictures, or volumes as far as their slices are validated) and classes,
+          empty masks by the strict policy; and pictures {"validation": [H, W, 3] uint8}, a row per
+          example: image, reference, probability, uncertainty.
         """
-        scores: dict[str, list[float]] = {}
+        task = self._dataset.task
+        pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}
         rows: list[np.ndarray] = []
         for batch in self._batches():
             inputs = shard_batch(self._mesh, {name: batch[name] for name in ("image", "case")})
@@ -66,14 +69,19 @@ class Validation:
                 members = jax.device_get(
                     segment(params, inputs["image"], inputs["case"], self._seed)
                 )
-                task = self._dataset.task
                 probability = fusion.fuse(members, task, self._settings.fusion)
-                for name, values in score_batch(probability, batch, task).items():
-                    scores.setdefault(prefix + name, []).extend(values)
+                decided = fusion.decide(probability, task).astype(bool)
+                for index in np.flatnonzero(batch["valid"]):
+                    pair = decided[index], batch["mask"][index].astype(bool)
+                    pairs[prefix].setdefault(volume_of(batch["id"][index]), []).append(pair)
                 if not prefix and len(rows) < PICTURES:
                     doubt = fusion.uncertainty(members, task)
                     rows += _picture_rows(batch, probability, doubt, task)[: PICTURES - len(rows)]
-        scalars = {name: float(np.mean(values)) for name, values in scores.items()}
+        scalars = {
+            prefix + name: value
+            for prefix, cases in pairs.items()
+            for name, value in score(cases.values(), task).items()
+        }
         return scalars, {"validation": np.concatenate(rows, axis=0)}
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -85,29 +93,24 @@ class Validation:
         )
 
 
-def score_batch(
-    probability: np.ndarray, batch: dict[str, Any], task: Task
-) -> dict[str, list[float]]:
-    """Dice and IoU of each real case of a batch: mean over classes, strict empty-mask policy.
+def score(cases: Collection[list[_Pair]], task: Task) -> dict[str, float]:
+    """Dice and IoU: mean over cases and classes, empty masks by the strict policy.
 
     Args:
-      probability: [B, H, W, K] fused.
-      batch: has mask [B, H, W, K] and valid [B].
+      cases: the (prediction, reference) pairs [H, W, K] bool of each case, one or, of a volume, one
+        per slice; their overlap is counted together.
       task: says which channels are classes.
     """
-    foreground = slice(1, None) if task.one_hot else slice(None)
-    predicted = fusion.decide(probability, task)[..., foreground]
-    reference = batch["mask"].astype(np.uint8)[..., foreground]
     scores: dict[str, list[float]] = {"dice": [], "iou": []}
-    for case in np.flatnonzero(batch["valid"]):
+    for pairs in cases:
+        predicted, reference = (
+            np.stack(masks)[..., int(task.one_hot) :] for masks in zip(*pairs, strict=True)
+        )
         for name, metric in (("dice", metrics.dice), ("iou", metrics.iou)):
-            per_class = [
-                metric(predicted[case, ..., k], reference[case, ..., k])
-                for k in range(reference.shape[-1])
-            ]
+            per_class = metric(predicted, reference, axis=(0, 1, 2))
             # Undefined means both empty, which the strict policy counts as right.
-            scores[name].append(float(np.mean(np.nan_to_num(per_class, nan=1.0))))
-    return scores
+            scores[name].append(np.mean(np.nan_to_num(per_class, nan=1.0)))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def _picture_rows(

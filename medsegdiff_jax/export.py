@@ -20,6 +20,7 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
     """
     loaded = load_model(checkpoint)
     data, diffusion = loaded.config.data, loaded.config.diffusion
+    modalities = loaded.task.modalities
     metadata = {
         **loaded.metadata,
         "format": FORMAT,
@@ -29,12 +30,17 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
             "size": [data.image_size, data.image_size],
             "resize": "bilinear, antialiased when shrinking",
             "range": "uint8 / 255, uint16 / 65535, float in [0, 1]",
-            "normalization": data.normalization,
+            "volumes": "uint16 over each modality's window, or its 0.5 and 99.5 percentiles of the "
+            "voxels that are not 0"
+            if modalities
+            else None,
+            "plane": data.plane if modalities else None,
+            "neighbours": data.neighbours,
         },
         "value_ranges": {
-            "image": "mean 0, standard deviation 1 per image and channel"
-            if data.normalization == "zscore"
-            else "[0, 1]",
+            "image": "[-1, 1]"
+            if modalities
+            else "mean 0, standard deviation 1 per image and channel",
             "x_0": [-diffusion.input_scale, diffusion.input_scale],
             "network input": "x_t divided by sqrt(alpha_t^2 s^2 + sigma_t^2)",
             "network output": diffusion.prediction,

@@ -198,21 +198,15 @@ def to_unit(image: np.ndarray) -> np.ndarray:
     return (image - low) / (high - low if high > low else np.float32(1))
 
 
-def normalize(image: np.ndarray, method: str) -> np.ndarray:
-    """Normalises one image [H, W, C] in [0, 1].
+def normalize(image: np.ndarray, task: Task) -> np.ndarray:
+    """Normalises one image [H, W, C] in [0, 1], float32.
 
-    Args:
-      image: float32 [H, W, C].
-      method: "zscore" for mean 0 and standard deviation 1 per channel (a constant channel becomes
-        0), "unit" to leave [0, 1].
-
-    Raises:
-      InputError: unknown method (field data.normalization).
+    A picture gets mean 0 and standard deviation 1 per channel (a constant channel becomes 0). A
+    slice, whose volume was brought to [0, 1] as a whole, is only shifted to [-1, 1]: its own mean
+    would take away what its intensities mean (HU in CT).
     """
-    if method == "unit":
-        return image.astype(np.float32)
-    if method != "zscore":
-        raise InputError(f"data.normalization: {method!r} is not one of 'zscore', 'unit'")
+    if task.modalities:
+        return (2 * image - 1).astype(np.float32)
     mean = image.mean(axis=(0, 1), dtype=np.float64)
     std = image.std(axis=(0, 1), dtype=np.float64)
     return ((image - mean) / np.where(std > 1e-6, std, 1.0)).astype(np.float32)

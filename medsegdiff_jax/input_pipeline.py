@@ -15,13 +15,16 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medsegdiff_jax import fusion
+from medsegdiff_jax import fusion, volumes
 from medsegdiff_jax.augment import Augmentation, augment
 from medsegdiff_jax.imaging import labels_to_mask, normalize, to_unit
 from medsegdiff_jax.types import InputError, Task, case_key
 
-DATASETS = ("folder", "phantom")
+DATASETS = (
+    "amos2022", "brats2021", "btcv", "folder", "isic2018", "phantom", "refuge2", "tnmix",
+)  # fmt: skip
 SPLITS = ("train", "validation", "test")
+RATERS = ("draw", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,56 +32,98 @@ class Dataset:
     """A prepared dataset.
 
     Attributes:
-      name: "folder" or "phantom".
+      name: one of DATASETS.
       task: what is segmented.
       fingerprint: changes when the data or their preparation change.
       image_shape: (S, S, C).
-      normalization: "zscore" or "unit", see `imaging.normalize`.
       report: what was found in the data, a few lines of text.
       sources: split -> random-access source of {"image" [S, S, C] as stored, "labels"
         [raters, S, S] label values, "id" bytes}; a split without cases is an empty sequence.
+      empty: positions of the training examples that no rater marked.
     """
 
     name: str
     task: Task
     fingerprint: str
     image_shape: tuple[int, int, int]
-    normalization: str
     report: str
     sources: Mapping[str, Sequence[Mapping[str, Any]]]
+    empty: Sequence[int] = ()
 
 
 def load(data_config: Any) -> Dataset:
     """Opens the dataset of a config, preparing it first if it is not in the cache.
 
     Args:
-      data_config: the config node `data` (name, path or variant, image_size, cache_dir,
-        validation_fraction, normalization).
+      data_config: the config node `data`.
 
     Raises:
       InputError: unknown dataset, or data that cannot be right.
     """
     if data_config.name not in DATASETS:
         raise InputError(f"data.name: {data_config.name!r} is not one of {', '.join(DATASETS)}")
-    if data_config.normalization not in ("zscore", "unit"):
-        raise InputError(
-            f"data.normalization: {data_config.normalization!r} is not one of 'zscore', 'unit'"
-        )
     package = importlib.import_module(f"data.{data_config.name}")
     builder = tfds.builder_from_directory(package.prepare(data_config))
     metadata = builder.info.metadata
+    sources = {
+        split: builder.as_data_source(split=split) if split in builder.info.splits else ()
+        for split in SPLITS
+    }
+    task, shape = Task.from_json(metadata["task"]), builder.info.features["image"].shape
+    if data_config.neighbours:
+        if not task.modalities or data_config.neighbours < 0:
+            raise InputError(
+                f"data.neighbours: {data_config.neighbours} slices, but these are pictures or it "
+                "is below 0"
+            )
+        sources = {
+            split: _WithNeighbours(source, data_config.neighbours)
+            for split, source in sources.items()
+        }
+        channels = task.image_channels * (2 * data_config.neighbours + 1)
+        task = dataclasses.replace(task, image_channels=channels)
     return Dataset(
         name=data_config.name,
-        task=Task.from_json(metadata["task"]),
+        task=task,
         fingerprint=metadata["fingerprint"],
-        image_shape=builder.info.features["image"].shape,
-        normalization=data_config.normalization,
+        image_shape=(*shape[:2], task.image_channels),
         report=metadata["report"],
-        sources={
-            split: builder.as_data_source(split=split) if split in builder.info.splits else ()
-            for split in SPLITS
-        },
+        sources=sources,
+        empty=metadata["empty"],
     )
+
+
+class _WithNeighbours(Sequence):
+    """Slices whose channels are those of the slices around them, in order (2.5-D)."""
+
+    def __init__(self, source: Sequence[Mapping[str, Any]], reach: int):
+        self._source, self._reach = source, reach
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = dict(self._source[index])
+        first = index - int(example["slice"])
+        around = volumes.neighbours(int(example["slice"]), int(example["depth"]), self._reach)
+        images = [
+            example["image"] if first + i == index else self._source[first + i]["image"]
+            for i in around
+        ]
+        return {**example, "image": np.concatenate(images, axis=-1)}
+
+
+class _Subset(Sequence):
+    """The examples at some positions."""
+
+    def __init__(self, source: Sequence[Mapping[str, Any]], positions: Sequence[int]):
+        self._source, self._positions = source, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._source[self._positions[index]]
 
 
 def _training_example(
@@ -86,14 +131,37 @@ def _training_example(
     rng: np.random.Generator,
     *,
     task: Task,
-    normalization: str,
+    raters: str,
     settings: Augmentation,
 ) -> dict[str, np.ndarray]:
-    """One augmented example with the labels of one rater, drawn at random."""
-    labels = example["labels"][rng.integers(len(example["labels"]))]
+    """One augmented example; its mask is that of a rater drawn at random, or the raters' mean."""
+    labels = example["labels"]
+    if raters == "draw":
+        labels = labels[rng.integers(len(labels))][None]
     image, labels = augment(to_unit(example["image"]), labels, rng, settings)
-    mask = labels_to_mask(labels, task).astype(np.float32)
-    return {"image": normalize(image, normalization), "mask": mask}
+    mask = labels_to_mask(labels, task).mean(axis=0, dtype=np.float32)
+    return {"image": normalize(image, task), "mask": mask}
+
+
+def _shuffled(dataset: Dataset, max_empty: float, seed: int) -> grain.MapDataset:
+    """Training examples without end, epoch by epoch in a new order, all of them or balanced.
+
+    Where more than `max_empty` of the examples are empty, these make up `max_empty` of the stream
+    (most slices of most volumes are empty, and a network can be right by saying nothing).
+    """
+    source, empty = dataset.sources["train"], set(dataset.empty)
+
+    def endless(positions: Sequence[int] | None, seed: int) -> grain.MapDataset:
+        part = source if positions is None else _Subset(source, positions)
+        return grain.MapDataset.source(part).seed(seed).shuffle().repeat()
+
+    if len(empty) <= max_empty * len(source):
+        return endless(None, seed)
+    marked = [index for index in range(len(source)) if index not in empty]
+    if not marked or max_empty == 0:
+        return endless(marked or None, seed)
+    parts = [endless(marked, seed), endless(sorted(empty), seed + 1)]
+    return grain.MapDataset.mix(parts, weights=[1 - max_empty, max_empty]).seed(seed)
 
 
 def train_batches(
@@ -113,7 +181,7 @@ def train_batches(
 
     Args:
       dataset: from `load`.
-      data_config: augment, read_threads, prefetch (examples read ahead).
+      data_config: augment, raters, max_empty, read_threads, prefetch (examples read ahead).
       batch_size: examples per batch of this process.
       seed: of order and augmentation.
       start_step: index of the first batch; a resumed run passes the steps already done.
@@ -121,23 +189,27 @@ def train_batches(
       process_count: number of shares; default the number of processes.
 
     Yields:
-      {"image": [b, S, S, C] float32 normalised, "mask": [b, S, S, K] float32 {0, 1}}.
+      {"image": [b, S, S, C] float32 normalised, "mask": [b, S, S, K] float32 {0, 1}, or
+      in [0, 1] where it is a mean of raters}.
 
     Raises:
-      InputError: no training cases, or a wrong augmentation field.
+      InputError: no training cases, or a wrong field.
     """
-    source = dataset.sources["train"]
-    if not len(source):
+    if not len(dataset.sources["train"]):
         raise InputError(f"{dataset.name}: no case for training")
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
+    if data_config.raters not in RATERS:
+        raise InputError(f"data.raters: {data_config.raters!r} is not one of {', '.join(RATERS)}")
+    if not 0 <= data_config.max_empty <= 1:
+        raise InputError(f"data.max_empty: {data_config.max_empty} is not in [0, 1]")
     transform = functools.partial(
         _training_example,
         task=dataset.task,
-        normalization=dataset.normalization,
+        raters=data_config.raters,
         settings=Augmentation.from_config(data_config.augment),
     )
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
+    stream = _shuffled(dataset, data_config.max_empty, seed).random_map(transform)
     # An endless stream has no remainder; without this, Grain rounds its length up beyond an index.
     batches = stream[index::count].batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(
@@ -192,10 +264,9 @@ def eval_batches(
 
 
 def _evaluation_example(example: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-    masks = labels_to_mask(example["labels"], dataset.task)
-    majority = fusion.decide(masks.mean(axis=0), dataset.task)
+    majority = fusion.majority(example["labels"], dataset.task)
     return {
-        "image": normalize(to_unit(example["image"]), dataset.normalization),
-        "mask": majority.astype(np.float32),
+        "image": normalize(to_unit(example["image"]), dataset.task),
+        "mask": labels_to_mask(majority, dataset.task).astype(np.float32),
         "id": example["id"].decode(),
     }

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import fusion, imaging, report
+from medsegdiff_jax import fusion, imaging, report, volumes
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.progress import progress
+from medsegdiff_jax.types import InputError, Task, class_mask
 from medsegdiff_jax.version import __version__
 
 CONVENTIONS = {
     "dice": "2 |P n R| / (|P| + |R|) per case and class",
     "iou": "|P n R| / |P u R| per case and class",
     "hd95": "maximum of the two directed 95th percentiles of surface distances, in units of the "
-    "spacing; surface = mask minus its erosion by a cross, the image border counts as outside",
+    "spacing (mm for volumes); surface = mask minus its erosion by a cross, nothing beyond the "
+    "border of the image or volume",
+    "case": "a picture or a whole volume, never a slice",
     "empty_strict": "both masks empty: Dice = IoU = 1, HD95 = 0; one empty: Dice = IoU = 0, HD95 = "
     "image diagonal",
     "empty_ignore": "undefined values are left out of the means; n_valid counts the rest",
@@ -36,25 +39,29 @@ class Evaluation:
       scores: one per case and class, before the empty-mask policy.
       table: summary per class and metric.
       unscored: references without a prediction.
+      spacing: where the unit of HD95 comes from, in words.
     """
 
     scores: list[CaseScore]
     table: dict[str, dict[str, Summary]]
     unscored: list[str]
+    spacing: str
 
 
 def evaluate(
     predictions: str | os.PathLike,
     references: str | os.PathLike,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
     policy: str,
 ) -> Evaluation:
     """Scores every case that `run.json` of `predictions` lists.
 
     Args:
       predictions: folder written by sample.py.
-      references: folder with masks/ or masks_<rater>/, or of mask files themselves.
-      spacing: pixel height and width; HD95 comes out in its unit.
+      references: folder with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or
+        of mask files themselves.
+      spacing: height and width of a picture's pixel, HD95 comes out in its unit; None for 1, and
+        for volumes, whose files say it.
       policy: "strict" or "ignore", see `metrics.aggregate`.
 
     Raises:
@@ -62,32 +69,32 @@ def evaluate(
     """
     folder = Path(predictions)
     task, files = _read_run(folder)
-    raters = _find_references(Path(references))
+    if task.modalities and spacing is not None:
+        raise InputError("--spacing: is for pictures; the files of volumes say their own")
+    raters = _find_references(Path(references), task)
     scores: list[CaseScore] = []
-    for case, name in files.items():
-        prediction = _mask(folder / name, imaging.read_labels(folder / name), task)
-        reference = _reference(case, raters, task, prediction.shape)
-        first = int(task.one_hot)
+    for case, name in progress(files.items(), len(files), "scoring"):
+        read = _read_volume if task.modalities else _read_picture
+        prediction, grid = read(folder / name)
+        _check_labels(folder / name, prediction, task)
+        reference = _reference(case, raters, task, prediction.shape, grid)
+        case_spacing = grid.spacing if grid else spacing or (1.0, 1.0)
         for index, class_name in enumerate(task.classes):
-            channel = index + first
-            scores.append(
-                aggregate.score_case(
-                    case, class_name, prediction[..., channel], reference[..., channel], spacing
-                )
-            )
+            masks = (class_mask(labels, task, index) for labels in (prediction, reference))
+            scores.append(aggregate.score_case(case, class_name, *masks, case_spacing))
     known = {stem for masks in raters for stem in masks}
-    return Evaluation(scores, aggregate.table(scores, policy), sorted(known - set(files)))
+    unit = "of each volume, mm" if task.modalities else f"{spacing or 'pixels'}"
+    table = aggregate.table(scores, policy)
+    return Evaluation(scores, table, sorted(known - set(files)), unit)
 
 
-def write_report(
-    evaluation: Evaluation, output: str | os.PathLike, spacing: Sequence[float], policy: str
-) -> None:
+def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> None:
     """Writes metrics.json, per_case.csv and dice.png to `output`."""
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
         "version": __version__,
-        "spacing": list(spacing),
+        "spacing": evaluation.spacing,
         "empty_mask_policy": policy,
         "conventions": CONVENTIONS,
         "references_without_prediction": evaluation.unscored,
@@ -148,51 +155,72 @@ def _read_run(folder: Path) -> tuple[Task, dict[str, str]]:
     return task, files
 
 
-def _find_references(root: Path) -> list[dict[str, Path]]:
-    """Stem -> mask file, for each rater."""
+def _find_references(root: Path, task: Task) -> list[dict[str, Path]]:
+    """Case -> mask file, for each rater."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
+    single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
     if not folders:
-        folders = [root / "masks" if (root / "masks").is_dir() else root]
-    raters = [
-        {
-            path.stem: path
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in imaging.IMAGE_SUFFIXES
-        }
-        for folder in folders
-    ]
+        # A Decathlon folder may keep the labels of its test cases apart.
+        folders = [root / name for name in single if (root / name).is_dir()] or [root]
+        merged: dict[str, Path] = {}
+        for folder in reversed(folders):
+            merged |= _masks_in(folder, task)
+        raters = [merged]
+    else:
+        raters = [_masks_in(folder, task) for folder in folders]
     if not any(raters):
         raise InputError(f"{root}: holds no mask")
     return raters
 
 
+def _masks_in(folder: Path, task: Task) -> dict[str, Path]:
+    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if task.modalities:
+        return {volumes.stem(path): path for path in paths if volumes.is_volume(path)}
+    return {path.stem: path for path in paths if path.suffix.lower() in imaging.IMAGE_SUFFIXES}
+
+
+def _read_picture(path: Path) -> tuple[np.ndarray, None]:
+    return imaging.read_labels(path), None
+
+
+def _read_volume(path: Path) -> tuple[np.ndarray, volumes.Grid]:
+    return volumes.read_labels(path)
+
+
 def _reference(
-    case: str, raters: list[dict[str, Path]], task: Task, shape: tuple[int, ...]
+    case: str,
+    raters: list[dict[str, Path]],
+    task: Task,
+    shape: tuple[int, ...],
+    grid: volumes.Grid | None,
 ) -> np.ndarray:
-    """The majority of the raters' masks of a case: {0, 1} [H, W, K]."""
-    masks = []
+    """The majority of the raters' labels of a case, in the shape of the prediction."""
+    found = []
     for masks_of_rater in raters:
         if case not in masks_of_rater:
             raise InputError(f"{case}: has a prediction but no reference of every rater")
         path = masks_of_rater[case]
-        labels = imaging.read_labels(path)
-        if labels.shape != shape[:2]:
-            raise InputError(
-                f"{path}: is {labels.shape[1]}x{labels.shape[0]}, "
-                f"its prediction {shape[1]}x{shape[0]}"
-            )
+        labels, own = (_read_volume if grid else _read_picture)(path)
+        if labels.shape != shape:
+            order = 1 if grid else -1  # pictures are spoken of as width x height
+            sizes = ["x".join(map(str, one[::order])) for one in (labels.shape, shape)]
+            raise InputError(f"{path}: is {sizes[0]}, its prediction {sizes[1]}")
+        if grid:
+            volumes.check_grids(grid, own, Path(f"the prediction of {case}"), path)
         if len(task.classes) == 1 and len(np.unique(labels[labels != 0])) == 1:
             # Whether a lone class is written as 1 or 255 is a matter of taste.
             labels = np.where(labels != 0, task.label_values[0], 0)
-        masks.append(_mask(path, labels, task))
-    return fusion.decide(np.mean(masks, axis=0), task)
+        _check_labels(path, labels, task)
+        found.append(labels)
+    return fusion.majority(found, task)
 
 
-def _mask(path: Path, labels: np.ndarray, task: Task) -> np.ndarray:
-    """Labels of a file -> {0, 1} [H, W, K]; an error names the file."""
+def _check_labels(path: Path, labels: np.ndarray, task: Task) -> None:
+    """Raises InputError, naming the file, if it holds labels that the task does not know."""
     try:
-        return imaging.labels_to_mask(labels, task)
+        imaging.labels_to_mask(np.unique(labels)[None], task)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

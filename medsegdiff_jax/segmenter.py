@@ -244,7 +244,7 @@ class Segmenter:
             )
         except InputError as error:
             raise InputError(f"{case_id}: {error}") from error
-        return imaging.normalize(imaging.to_unit(small), self.config.data.normalization)
+        return imaging.normalize(imaging.to_unit(small), self.task)
 
     def _restore(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -24,6 +25,20 @@ class InputError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Modality:
+    """One of the co-registered images of a volume.
+
+    Attributes:
+      name: as its files or its dataset call it, e.g. "CT" or "t1ce".
+      window: intensities (HU for CT) that become 0 and 1, clipped outside; None for the 0.5 and
+        99.5 percentiles of each volume, for units that mean nothing (MR).
+    """
+
+    name: str
+    window: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """What is segmented in what; belongs to the dataset and travels with every checkpoint.
 
@@ -33,12 +48,14 @@ class Task:
       exclusive: True if a pixel has exactly one class (background included); False for
         independent, possibly overlapping regions.
       image_channels: channels C of the network's input image.
+      modalities: of volumes, whose slices are the images; empty for pictures.
     """
 
     classes: tuple[str, ...]
     label_values: tuple[int, ...]
     exclusive: bool
     image_channels: int
+    modalities: tuple[Modality, ...] = ()
 
     @property
     def mask_channels(self) -> int:
@@ -64,7 +81,18 @@ class Task:
             label_values=tuple(int(value) for value in fields["label_values"]),
             exclusive=bool(fields["exclusive"]),
             image_channels=int(fields["image_channels"]),
+            modalities=tuple(
+                Modality(one["name"], tuple(one["window"]) if one["window"] else None)
+                for one in fields["modalities"]
+            ),
         )
+
+
+def class_mask(labels: np.ndarray, task: Task, index: int) -> np.ndarray:
+    """Where a label map [...] holds the class or region with this index: bool [...]."""
+    value = task.label_values[index]
+    overlapping = not task.exclusive and len(task.classes) > 1
+    return (labels & value) != 0 if overlapping else labels == value
 
 
 @flax.struct.dataclass
@@ -103,3 +131,13 @@ DenoiseFn = Callable[[Array, Array], Prediction]
 def case_key(case_id: str) -> int:
     """The number in 0..2^32-1 that stands for a case in random keys: CRC-32 of its id."""
     return zlib.crc32(case_id.encode())
+
+
+def slice_id(volume: str, index: int) -> str:
+    """The id of a slice of a volume, which is a case of its own to the network."""
+    return f"{volume}/{index:04d}"
+
+
+def volume_of(case_id: str) -> str:
+    """The volume that a slice belongs to; a picture is its own."""
+    return case_id.rpartition("/")[0] or case_id

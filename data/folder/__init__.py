@@ -1,5 +1,7 @@
-"""Any folder of 2-D images and masks as a dataset (see README.md)."""
+"""Any folder of images or volumes and masks as a dataset (see README.md)."""
 
-from data.folder.folder_dataset_builder import Builder, prepare
+from data.folder.folder_dataset_builder import Builder
+
+prepare = Builder.prepare
 
 __all__ = ["Builder", "prepare"]

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from data import preparation
 from data.phantom import appearance, model
-from medsegdiff_jax.imaging import resize_image, resize_labels
+from data.plain_folder import check_count, write_classes
+from medsegdiff_jax.imaging import resize_image, resize_labels, write_png
+from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError
 
-_VERSION = "1.0.0"
+_VERSION = "1.1.0"
 
 
 @dataclasses.dataclass(eq=False)
@@ -56,10 +57,32 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             description="Lesion-like images with raters drawn from a known distribution.",
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(
-                task=task.to_json(), report=_report(config), fingerprint=_fingerprint(config)
+                task=task.to_json(),
+                report=_report(config),
+                fingerprint=_fingerprint(config),
+                empty=[],  # every rater marks something
             ),
             disable_shuffling=True,
         )
+
+    @classmethod
+    def write_split(cls, data_config: Any, split: str, output: Path, count: int | None) -> None:
+        """Writes the first `count` cases of a split as a plain folder (None: all of them).
+
+        The cases are those of the dataset, in the size they are drawn in; a rater's labels go to
+        masks_1/ ... masks_5/.
+
+        Raises:
+          InputError: unknown variant, or fewer cases than `count`.
+        """
+        variant = _checked_variant(data_config)
+        total = check_count(count, split, model.SPLIT_SIZES[split])
+        for number in progress(range(total), total, f"writing {split}"):
+            case = model.case_id(variant, split, number)
+            write_png(output / "images" / f"{case}.png", appearance.render(case))
+            for rater, labels in enumerate(model.stored_raters(case), 1):
+                write_png(output / f"masks_{rater}" / f"{case}.png", labels)
+        write_classes(output, model.TASKS[variant])
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
@@ -69,7 +92,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         size = (config.image_size, config.image_size)
         numbers = range(model.SPLIT_SIZES[split])
-        for number in tqdm(numbers, desc=f"drawing {split}", unit="case", disable=None):
+        for number in progress(numbers, len(numbers), f"drawing {split}"):
             case = model.case_id(config.variant, split, number)
             labels = [resize_labels(rater, size) for rater in model.stored_raters(case)]
             yield (
@@ -81,6 +104,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "id": case,
                 },
             )
+
+
+def _checked_variant(data_config: Any) -> str:
+    """`data.variant`; "" stands for the first."""
+    variant = data_config.variant or next(iter(model.TASKS))
+    if variant not in model.TASKS:
+        raise InputError(f"data.variant: {variant!r} is not one of {', '.join(model.TASKS)}")
+    return variant
 
 
 def _fingerprint(config: PhantomConfig) -> str:
@@ -109,14 +140,12 @@ def prepare(data_config: Any) -> Path:
     Raises:
       InputError: unknown variant or an image size below 1.
     """
-    if data_config.variant not in model.TASKS:
-        known = ", ".join(model.TASKS)
-        raise InputError(f"data.variant: {data_config.variant!r} is not one of {known}")
+    variant = _checked_variant(data_config)
     if data_config.image_size < 1:
         raise InputError("data.image_size: must be at least 1")
     config = PhantomConfig(
-        name=f"{data_config.variant}_size{data_config.image_size}",
-        variant=data_config.variant,
+        name=f"{variant}_size{data_config.image_size}",
+        variant=variant,
         image_size=data_config.image_size,
     )
     cache = preparation.cache_root(data_config.cache_dir)

@@ -25,8 +25,10 @@ LAYERS = {
     "metrics": 1,
     "networks": 1,
     "partitioning": 1,
+    "progress": 1,
     "schedules": 1,
     "process": 2,
+    "volumes": 2,
     "losses": 3,
     "samplers": 3,
     "denoiser": 4,
@@ -37,15 +39,18 @@ LAYERS = {
     "writer": 5,
     "evaluator": 6,
     "export": 6,
+    "result_files": 6,
     "scoring": 6,
     "segmenter": 7,
     "trainer": 7,
-    "prediction": 8,
-    "__init__": 9,  # the public names: Segmenter, fusion, metrics
+    "picture_output": 8,
+    "volume_output": 8,
+    "prediction": 9,
+    "__init__": 10,  # the public names: Segmenter, fusion, metrics
 }
 # What lies beside the package. Dataset builders stand below the input pipeline, which imports them.
-FOLDERS = {"configs": 0, "data": 2, "benchmarks": 11, "tests": 12}
-COMMANDS = 10  # train.py, sample.py, ... in the root
+FOLDERS = {"configs": 0, "data": 3, "benchmarks": 12, "tests": 13}
+COMMANDS = 11  # train.py, sample.py, ... in the root
 
 WITHOUT_LINEN = ("fusion", "metrics", "process", "samplers", "schedules")
 FORBIDDEN = {"tensorflow", "torch", "cv2"}

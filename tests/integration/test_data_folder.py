@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import base
-from data.folder import folder_dataset_builder
-from data.folder.index import build_index
+from data import builder, staging
+from data.folder import Builder
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
 
@@ -66,7 +66,7 @@ def ids(dataset):
 
 def split_names(root, fraction=0.1):
     """Split -> case ids by the index alone."""
-    splits = build_index(root, fraction).splits
+    splits = Builder.catalogue(root, "", fraction).splits
     return {split: [case.id for case in cases] for split, cases in splits.items()}
 
 
@@ -197,7 +197,7 @@ def test_a_folder_becomes_a_dataset(root):
     np.testing.assert_array_equal(example["labels"][0], expected)
     assert dataset.report.splitlines() == [
         f"data {root}",
-        "  cases   train 4, validation 1, test 1, in no split 0",
+        "  cases   train 4, validation 1, test 1",
         "  images  6 grey uint8, width 12/12/12, height 12/12/12 (min/median/max)",
         "  masks   1 per case, 0 of 6 empty",
         "  labels  0: background 75%, 255: foreground 25%",
@@ -208,9 +208,9 @@ def test_the_report_counts_empty_masks_and_names_unused_images(root):
     write(root / "masks" / "a.png", mask(0))
     (root / "train.txt").write_text("a\nb\n")
     lines = load(root).report.splitlines()
-    assert lines[1] == "  cases   train 2, validation 1, test 1, in no split 2"
+    assert lines[1] == "  cases   train 2, validation 1, test 1"
     assert lines[3] == "  masks   1 per case, 1 of 4 empty"
-    assert lines[5] == "  unused  c, d"
+    assert lines[5] == "  note    2 images in no split: c, d"
 
 
 def test_batches_of_the_disc_folder(disc_folder, tiny_config):
@@ -291,9 +291,9 @@ def test_an_unchanged_folder_is_not_prepared_again(root, monkeypatch):
     assert before
 
     def unexpected(*args, **kwargs):
-        raise AssertionError("surveyed again")
+        raise AssertionError("read again")
 
-    monkeypatch.setattr(folder_dataset_builder, "survey", unexpected)
+    monkeypatch.setattr(builder, "stage", unexpected)
     again = load(root)
     assert records(root) == before
     assert again.fingerprint == first.fingerprint and again.report == first.report
@@ -320,21 +320,65 @@ def test_any_change_makes_a_new_dataset(root):
     assert len(set(prints)) == len(prints)
 
 
-def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(root, monkeypatch):
-    builder = folder_dataset_builder.Builder
-    original = builder._example
+def counting(read):
+    """`staging.read_case` that also notes the cases it reads."""
+    original = staging.read_case
 
-    def interrupted(self, case):
-        if case.id == "c":
+    def read_case(case, *args):
+        read.append(case.id)
+        return original(case, *args)
+
+    return read_case
+
+
+def test_an_interrupted_preparation_goes_on_where_it_stopped(root, monkeypatch):
+    original, done = staging.read_case, []
+
+    def interrupted(case, *args):
+        if case.id == "e":
             raise KeyboardInterrupt
-        return original(self, case)
+        done.append(case.id)
+        return original(case, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "_example", interrupted)
+        patch.setattr(staging, "read_case", interrupted)
+        patch.setattr(builder, "default_threads", lambda: 1)
         with pytest.raises(KeyboardInterrupt):
             load(root)
     assert not list((root.parent / "cache").rglob("dataset_info.json"))
-    assert ids(load(root))["train"] == list("abcd")
+    before = set(done)
+    assert {"a", "b", "c", "d"} <= before
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            staging,
+            "read_case",
+            lambda case, *args: (done.append(case.id), original(case, *args))[1],
+        )
+        assert ids(load(root))["train"] == list("abcd")
+    assert len(done) == len(set(done)) == 6  # nothing was read twice
+    assert not list((root.parent / "cache" / "staged").rglob("*.npz"))
+
+
+def test_mending_one_file_leaves_the_others_staged(root, monkeypatch):
+    good = (root / "masks" / "f.png").read_bytes()
+    truncate("masks/f.png")(root)
+    monkeypatch.setattr(builder, "default_threads", lambda: 1)
+    with pytest.raises(InputError, match=r"f\.png"):
+        load(root)
+    (root / "masks" / "f.png").write_bytes(good)
+    read = []
+    monkeypatch.setattr(staging, "read_case", counting(read))
+    assert ids(load(root))["test"] == ["f"]
+    assert read == ["f"]
+
+
+def test_the_same_image_in_two_splits_is_reported(root):
+    shutil.copy(root / "images" / "a.png", root / "images" / "f.png")
+    notes = [line for line in load(root).report.splitlines() if "note" in line]
+    assert notes == [
+        f"  note    the same image in two splits: {root}/images/a.png (train) = "
+        f"{root}/images/f.png (test)"
+    ]
 
 
 def test_several_raters(root):

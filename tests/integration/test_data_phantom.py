@@ -174,8 +174,8 @@ def run_python(*arguments):
 
 
 def run(*arguments):
-    """`python -m data.phantom` with the arguments."""
-    return run_python("-m", "data.phantom", *arguments)
+    """`python -m data` for the demo's phantoms with the arguments."""
+    return run_python("-m", "data", "--config=configs/demo.py", *arguments)
 
 
 def test_the_command_writes_a_folder(tmp_path):
@@ -197,7 +197,7 @@ def test_the_command_writes_a_folder(tmp_path):
 def test_the_command_refuses_a_wrong_count(tmp_path):
     done = run(f"--output={tmp_path / 'out'}", "--count=61")
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: --count=61: test has cases 1 to 60"
+    assert done.stderr.strip() == "error: --count=61: test has 60 cases"
     assert not (tmp_path / "out").exists()
 
 

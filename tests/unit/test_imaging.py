@@ -1,5 +1,6 @@
 """Reading, resizing, ranges and class channels of images and label maps."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medsegdiff_jax import imaging
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import InputError, Modality, Task
 
 BINARY = Task(("lesion",), (255,), True, 3)
 EXCLUSIVE = Task(("lesion", "core"), (1, 4), True, 1)
@@ -228,19 +229,22 @@ def test_unit_range():
 @given(scale=st.floats(0.05, 1.0), offset=st.floats(-0.5, 0.5))
 def test_zscore_ignores_scale_and_offset(scale, offset):
     image = np.random.default_rng(0).random((8, 9, 3)).astype(np.float32)
-    normal = imaging.normalize(image, "zscore")
+    normal = imaging.normalize(image, BINARY)
     np.testing.assert_allclose(normal.mean(axis=(0, 1)), 0, atol=1e-6)
     np.testing.assert_allclose(normal.std(axis=(0, 1)), 1, rtol=1e-5)
     changed = (image * np.float32(scale) + np.float32(offset)).astype(np.float32)
-    np.testing.assert_allclose(imaging.normalize(changed, "zscore"), normal, atol=1e-4)
+    np.testing.assert_allclose(imaging.normalize(changed, BINARY), normal, atol=1e-4)
 
 
-def test_normalize_of_constants_unit_and_unknown():
+def test_a_constant_picture_becomes_zero():
     flat = np.full((4, 4, 1), 0.3, np.float32)
-    np.testing.assert_allclose(imaging.normalize(flat, "zscore"), 0, atol=1e-6)
-    np.testing.assert_array_equal(imaging.normalize(flat, "unit"), flat)
-    with pytest.raises(InputError, match="data.normalization.*minmax"):
-        imaging.normalize(flat, "minmax")
+    np.testing.assert_allclose(imaging.normalize(flat, BINARY), 0, atol=1e-6)
+
+
+def test_slices_keep_what_their_intensities_mean():
+    scan = dataclasses.replace(BINARY, modalities=(Modality("CT", (-100.0, 100.0)),))
+    image = np.array([0.0, 0.3, 1.0], np.float32).reshape(1, 3, 1)
+    np.testing.assert_allclose(imaging.normalize(image, scan).ravel(), [-1, -0.4, 1], atol=1e-6)
 
 
 def test_match_channels():

@@ -1,5 +1,6 @@
 """Batches from sources in memory: positions, shares, epochs, padding, raters."""
 
+import dataclasses
 import itertools
 import zlib
 
@@ -9,11 +10,12 @@ import pytest
 from configs import base
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.types import InputError, Task, case_key
+from medsegdiff_jax.types import InputError, Modality, Task, case_key
 
 SIDE = 8
-BINARY = Task(("lesion",), (1,), True, 1)
-CLASSES = Task(("a", "b"), (1, 2), True, 1)
+SCAN = (Modality("MRI"),)  # slices keep their intensities, unlike pictures
+BINARY = Task(("lesion",), (1,), True, 1, SCAN)
+CLASSES = Task(("a", "b"), (1, 2), True, 1, SCAN)
 
 
 def case(number, labels):
@@ -23,17 +25,19 @@ def case(number, labels):
 
 
 def dataset(counts, labels=None, task=BINARY):
-    """A dataset in memory with so many cases per split, unnormalised, without labels by default."""
+    """A dataset in memory with so many cases per split, without labels by default."""
     labels = np.zeros((1, SIDE, SIDE)) if labels is None else labels
     splits = zip(("train", "validation", "test"), counts, strict=True)
     sources = {split: [case(i, labels) for i in range(count)] for split, count in splits}
-    return Dataset("memory", task, "0" * 16, (SIDE, SIDE, 1), "unit", "", sources)
+    return Dataset("memory", task, "0" * 16, (SIDE, SIDE, 1), "", sources)
 
 
-def config(**augment):
-    """The data config; without arguments nothing is augmented."""
+def config(**fields):
+    """The data config with these fields, of `augment` too; without them nothing is augmented."""
     data = base.get_config().data
-    data.augment.update({"flip": False, "probability": 0.0} | augment)
+    data.augment.update({"flip": False, "probability": 0.0})
+    for name, value in fields.items():
+        (data.augment if name in data.augment else data)[name] = value
     return data
 
 
@@ -44,7 +48,7 @@ def take(count, data, settings, **kwargs):
 
 def numbers(batches):
     """Case numbers, batch by batch, from the constant images."""
-    return [np.rint(batch["image"][:, 0, 0, 0] * 100).astype(int).tolist() for batch in batches]
+    return [np.rint(batch["image"][:, 0, 0, 0] * 50 + 50).astype(int).tolist() for batch in batches]
 
 
 def assert_equal(one, two):
@@ -111,6 +115,57 @@ def test_training_shows_one_rater_at_a_time_and_all_in_turn():
     assert set(rows.argmax(axis=1).tolist()) == {0, 1, 2}
 
 
+def test_training_may_show_the_mean_of_the_raters():
+    labels = np.zeros((4, SIDE, SIDE))
+    labels[0, 0], labels[:3, 1] = 1, 1
+    data = dataset((1, 0, 0), labels)
+    (batch,) = take(1, data, config(raters="mean"), batch_size=1, seed=0)
+    np.testing.assert_array_equal(batch["mask"][0, :3, 0, 0], [0.25, 0.75, 0])
+
+
+def test_one_change_moves_the_image_and_every_rater():
+    labels = np.zeros((2, SIDE, SIDE))
+    labels[0, :3, :4], labels[1, :3, :4] = 1, 1
+    data = dataset((1, 0, 0), labels)
+    painted = {**data.sources["train"][0], "image": labels[0, ..., None].astype(np.float32)}
+    data = dataclasses.replace(data, sources={"train": [painted]})
+    settings = config(raters="mean", flip=True, probability=1.0, gamma=0.0, intensity=0.0)
+    for batch in take(8, data, settings, batch_size=1, seed=5):
+        assert set(np.unique(batch["mask"])) <= {0.0, 1.0}  # the raters agree before and after
+        image = (batch["image"] > 0).astype(np.float32)
+        # Bilinear image and nearest labels may part at the border of the square, not elsewhere.
+        assert np.abs(image - batch["mask"]).sum() <= 6 < batch["mask"].sum() + 4
+
+
+def test_empty_examples_are_held_to_their_share():
+    data = dataclasses.replace(dataset((20, 0, 0)), empty=range(4, 20))
+    stream = sum(numbers(take(100, data, config(max_empty=0.25), batch_size=8, seed=0)), [])
+    assert np.mean(np.array(stream) >= 4) == pytest.approx(0.25, abs=0.01)
+    assert set(stream) == set(range(20))
+    stream = sum(numbers(take(5, data, config(max_empty=0.0), batch_size=8, seed=0)), [])
+    assert set(stream) == {0, 1, 2, 3}
+    # Few empty ones are no reason to change anything.
+    few = dataclasses.replace(data, empty=[0])
+    assert_equal(
+        take(5, few, config(max_empty=0.25), batch_size=8, seed=0),
+        take(5, dataset((20, 0, 0)), config(), batch_size=8, seed=0),
+    )
+
+
+def test_a_balanced_stream_resumes_and_is_shared_too():
+    data = dataclasses.replace(dataset((20, 0, 0)), empty=range(4, 20))
+    settings = config(max_empty=0.25, intensity=0.2, probability=1.0)
+    whole = take(8, data, settings, batch_size=4, seed=3)
+    assert_equal(take(3, data, settings, batch_size=4, seed=3, start_step=5), whole[5:])
+    halves = [
+        take(8, data, settings, batch_size=2, seed=3, process_index=i, process_count=2)
+        for i in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        for index, half in enumerate(halves):
+            np.testing.assert_array_equal(half[step]["image"], batch["image"][index::2])
+
+
 def test_training_batches_have_the_promised_form():
     data = dataset((4, 0, 0), np.full((1, SIDE, SIDE), 2), CLASSES)
     (batch,) = take(1, data, config(), batch_size=3, seed=0)
@@ -142,7 +197,7 @@ def test_evaluation_counts_every_case_once(count, batch_size):
         real = batch["valid"] == 1
         assert real[0] and set(batch["valid"]) <= {0.0, 1.0}
         seen += np.array(batch["id"])[real].tolist()
-        shown = np.rint(batch["image"][:, 0, 0, 0] * 100).astype(int)
+        (shown,) = numbers([batch])
         assert [f"case_{number}" for number in shown] == batch["id"]
     assert seen == [f"case_{i}" for i in range(count)]
     padded = batches[-1]["valid"] == 0
@@ -192,9 +247,10 @@ def test_an_unknown_split_and_an_empty_one():
     assert list(input_pipeline.eval_batches(dataset((1, 0, 0)), "test", batch_size=2)) == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("name", "mnist"), ("normalization", "minmax")])
-def test_load_names_the_wrong_field(field, value):
+@pytest.mark.parametrize(("field", "value"), [("name", "mnist"), ("neighbours", 1)])
+def test_load_names_the_wrong_field(field, value, tmp_path):
     settings = base.get_config().data
+    settings.update(name="phantom", cache_dir=str(tmp_path), image_size=8)
     settings[field] = value
     with pytest.raises(InputError, match=f"data.{field}.*{value}"):
         input_pipeline.load(settings)

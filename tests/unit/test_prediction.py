@@ -17,15 +17,18 @@ def folder_of(path, *names):
     return path
 
 
+def find(folder, segmenter):
+    """The cases of a folder."""
+    return prediction.find_cases(folder, None, segmenter.task)
+
+
 @pytest.mark.parametrize("save", [("mask",), ("mask", "overlay")])
 def test_the_images_themselves_are_never_replaced(tiny_model, tmp_path, save):
     folder = folder_of(tmp_path / "scans", "a.png")
     segmenter = Segmenter(tiny_model)
     before = (folder / "a.png").read_bytes()
     with pytest.raises(InputError, match=r"a\.png: would be replaced"):
-        prediction.predict(
-            segmenter, prediction.find_images(folder), folder, segmenter.choose(), save
-        )
+        prediction.predict(segmenter, find(folder, segmenter), folder, segmenter.choose(), save)
     assert (folder / "a.png").read_bytes() == before
     assert [path.name for path in folder.iterdir()] == ["a.png"]
 
@@ -34,8 +37,8 @@ def test_the_images_themselves_are_never_replaced(tiny_model, tmp_path, save):
 def test_two_results_of_one_name_are_refused_before_anything_is_written(
     tiny_model, tmp_path, names
 ):
-    images = prediction.find_images(folder_of(tmp_path / "scans", *names))
     segmenter = Segmenter(tiny_model)
+    images = find(folder_of(tmp_path / "scans", *names), segmenter)
     with pytest.raises(InputError, match=names[1].replace("jpg", "png")):
         prediction.predict(
             segmenter, images, tmp_path / "out", segmenter.choose(), ("mask", "overlay")

@@ -1,0 +1,7 @@
+"""BTCV: 13 abdominal organs and vessels in CT (see README.md)."""
+
+from data.btcv.btcv_dataset_builder import Builder
+
+prepare = Builder.prepare
+
+__all__ = ["Builder", "prepare"]

@@ -1,0 +1,67 @@
+"""Splits of a folder: the user's train.txt, val.txt and test.txt, or a hash of the names."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from data.catalogue import names, share
+from medsegdiff_jax.types import InputError
+
+LISTS = {
+    "train": ("train.txt",),
+    "validation": ("val.txt", "validation.txt"),
+    "test": ("test.txt",),
+}
+
+
+def read_lists(
+    root: Path, known_ids: Collection[str], images: str = "images/"
+) -> dict[str, list[str]]:
+    """Reads the lists below `root` that exist: split -> case ids, in the order of the list.
+
+    Args:
+      root: the folder of the lists.
+      known_ids: of all cases.
+      images: where these come from, for the message.
+
+    Raises:
+      InputError: an unknown or repeated case, or two lists for one split.
+    """
+    lists: dict[str, list[str]] = {}
+    owner: dict[str, str] = {}
+    for split, candidates in LISTS.items():
+        present = [root / name for name in candidates if (root / name).is_file()]
+        if len(present) > 1:
+            raise InputError(f"{root}: has both {present[0].name} and {present[1].name}")
+        for path in present:
+            ids = [line.strip() for line in path.read_text("utf-8").splitlines()]
+            lists[split] = ids = [one for one in ids if one]
+            missing = [one for one in ids if one not in known_ids]
+            if missing:
+                raise InputError(f"{path}: no image in {images} for {names(missing)}")
+            for one in ids:
+                if one in owner:
+                    raise InputError(f"{path}: case {one} is already listed in {owner[one]}")
+                owner[one] = path.name
+    return lists
+
+
+def assign(
+    lists: Mapping[str, list[str]], ids: Sequence[str], validation_fraction: float
+) -> dict[str, list[str]]:
+    """Split -> case ids: the lists where given, the rest by a hash of the id.
+
+    Without lists: 80 / 10 / 10. Without a validation list: `validation_fraction` of the training
+    cases. Without a training list, these are the cases that no list names.
+    """
+    if not lists:
+        rest, test = share(ids, 0.1)
+        train, validation = share(rest, 1 / 9)
+        return {"train": train, "validation": validation, "test": test}
+    listed = {one for split in lists.values() for one in split}
+    splits = dict(lists)
+    if "train" not in splits:
+        splits["train"] = [one for one in ids if one not in listed]
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = share(splits["train"], validation_fraction)
+    splits.setdefault("test", [])
+    return {split: splits[split] for split in LISTS}

@@ -1,0 +1,88 @@
+"""Cases of a catalogue as a folder that any program can read.
+
+    images/<case>.<suffix>         the original file; <case>_<modality>.nii.gz if there are several
+    masks/<case>.png or .nii.gz    labels of the task; masks_<rater>/ for several raters
+    dataset.json                   of pictures: the names of the classes
+
+Such a folder of pictures is itself a dataset of the kind `folder`.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.catalogue import Case, Catalogue
+from data.staging import read_annotations
+from medsegdiff_jax import imaging, volumes
+from medsegdiff_jax.progress import progress
+from medsegdiff_jax.types import InputError, Task
+
+
+def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> None:
+    """Copies the images of `cases` and writes their labels in the encoding of the task.
+
+    Raises:
+      InputError: unreadable or unknown labels; names the file.
+    """
+    task = catalogue.task
+    for case in progress(cases, len(cases), "writing"):
+        if task is not None and task.modalities:
+            _write_volume(case, task, catalogue.raters, output)
+        else:
+            _copy(case.images[0], output / "images" / f"{case.id}{case.images[0].suffix.lower()}")
+            for rater, labels in zip(
+                catalogue.raters, read_annotations(case, imaging.read_labels), strict=True
+            ):
+                imaging.write_png(_mask_folder(output, rater) / f"{case.id}.png", _small(labels))
+    if task is not None and not task.modalities:
+        write_classes(output, task)
+
+
+def write_classes(output: Path, task: Task) -> None:
+    """dataset.json with the classes of pictures."""
+    classes = dict(zip(task.classes, task.label_values, strict=True))
+    with imaging.replacing(output / "dataset.json") as temporary:
+        fields = {"classes": classes, "exclusive": task.exclusive}
+        temporary.write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def check_count(count: int | None, split: str, total: int) -> int:
+    """How many cases of a split to write; InputError if there are not so many."""
+    if count is not None and not 1 <= count <= total:
+        raise InputError(f"--count={count}: {split} has {total} cases")
+    if not total:
+        raise InputError(f"--split={split}: has no case")
+    return count or total
+
+
+def _write_volume(case: Case, task: Task, raters: Sequence[str], output: Path) -> None:
+    for number, path in enumerate(case.images):
+        several = f"_{task.modalities[number].name}" if len(case.images) > 1 else ""
+        suffix = path.name[len(volumes.stem(path)) :].lower()
+        _copy(path, output / "images" / f"{case.id}{several}{suffix}")
+    grids: list[volumes.Grid] = []
+
+    def read(path: Path) -> np.ndarray:
+        labels, grid = volumes.read_labels(path)
+        grids.append(grid)
+        return labels
+
+    for rater, labels in zip(raters, read_annotations(case, read), strict=True):
+        path = _mask_folder(output, rater) / f"{case.id}.nii.gz"
+        volumes.write(path, _small(labels), grids[0])
+
+
+def _mask_folder(output: Path, rater: str) -> Path:
+    return output / (f"masks_{rater}" if rater else "masks")
+
+
+def _small(labels: np.ndarray) -> np.ndarray:
+    return labels.astype(np.uint8 if labels.max() <= 255 else np.uint16)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with imaging.replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,7 @@
+"""REFUGE 2: optic disc and cup, by consensus or by seven raters (see README.md)."""
+
+from data.refuge2.refuge2_dataset_builder import Builder
+
+prepare = Builder.prepare
+
+__all__ = ["Builder", "prepare"]

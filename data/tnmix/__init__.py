@@ -1,0 +1,7 @@
+"""TNMIX: thyroid nodules of TN-SCUI 2020 and DDTI (see README.md)."""
+
+from data.tnmix.tnmix_dataset_builder import Builder
+
+prepare = Builder.prepare
+
+__all__ = ["Builder", "prepare"]

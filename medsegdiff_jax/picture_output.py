@@ -1,0 +1,97 @@
+"""Pictures as cases of a prediction: finding them, segmenting them, and what is written of each."""
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medsegdiff_jax import imaging, report
+from medsegdiff_jax.result_files import (
+    CaseFiles,
+    case_files,
+    choose,
+    class_channels,
+    file_names,
+    files_of,
+)
+from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
+from medsegdiff_jax.types import InputError, Task
+
+SUFFIX = ".png"
+
+
+def find(
+    source: str | os.PathLike, chosen: str | os.PathLike | None, task: Task
+) -> dict[str, tuple[Path, ...]]:
+    """Case id (stem) -> image file of a file, a folder, or a folder with `images/` in it.
+
+    Args:
+      source: what to look at.
+      chosen: text file with one stem per line; only these, in this order.
+      task: of the model; any pictures will do.
+
+    Raises:
+      InputError: nothing there, no image in it, two images with one stem, a file that is no
+        image, or a chosen case that does not exist; names it.
+    """
+    del task
+    paths = files_of(Path(source), ("images",), imaging.IMAGE_SUFFIXES)
+    cases: dict[str, tuple[Path, ...]] = {}
+    for path in paths:
+        if path.stem in cases:
+            raise InputError(f"{path} and {cases[path.stem][0]}: two images with one name")
+        cases[path.stem] = (path,)
+    cases = choose(cases, chosen)
+    for (path,) in cases.values():
+        imaging.check_image(path)
+    return cases
+
+
+def segment(
+    segmenter: Segmenter,
+    cases: dict[str, tuple[Path, ...]],
+    settings: Settings,
+    save: Sequence[str],
+) -> Iterator[CaseFiles]:
+    """Segments pictures batch by batch.
+
+    Raises:
+      InputError: an unreadable image; what was yielded stays right.
+    """
+    images = ((name, imaging.read_image(path)) for name, (path,) in cases.items())
+    for result in segmenter.stream(images, settings, keep_members="members" in save):
+        yield _case(result, segmenter.task, save)
+
+
+def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
+    arrays: dict[str, list[np.ndarray]] = {}
+    if "mask" in save:
+        arrays["mask"] = [result.mask]
+    if "probability" in save:
+        arrays["probability"] = [
+            report.to_byte(result.probability[..., channel]) for _, channel in class_channels(task)
+        ]
+    if "uncertainty" in save:
+        arrays["uncertainty"] = [report.to_byte(result.uncertainty)]
+    if "overlay" in save:
+        regions = report.regions_of(result.mask, task)
+        arrays["overlay"] = [report.overlay(result.image, regions, result.uncertainty)]
+    if "members" in save:
+        arrays["members"] = list(result.members)
+    writers = {
+        what: [functools.partial(imaging.write_png, array=array) for array in parts]
+        for what, parts in arrays.items()
+    }
+    answers = (result.mask, result.probability, result.uncertainty)
+    return case_files(
+        case_id=result.case_id,
+        seconds=result.seconds,
+        pictures=report.case_pictures(result.case_id, result.image, *answers, task),
+        writers=writers,
+        names={
+            what: file_names(result.case_id, what, task, len(parts), SUFFIX)
+            for what, parts in arrays.items()
+        },
+    )

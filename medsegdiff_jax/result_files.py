@@ -1,0 +1,143 @@
+"""Which files a prediction reads and writes, whatever kind of image it is about."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from medsegdiff_jax import report
+from medsegdiff_jax.types import InputError, Task
+
+SAVE = ("mask", "probability", "uncertainty", "overlay", "members")
+
+_log = logging.getLogger("medsegdiff_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseFiles:
+    """A segmented case and what is to be written of it.
+
+    Attributes:
+      case_id: its name.
+      seconds: of computing.
+      pictures: its row in the contact sheet.
+      writers: one of SAVE -> file name -> what writes it to a path.
+    """
+
+    case_id: str
+    seconds: float
+    pictures: report.CasePictures
+    writers: Mapping[str, Mapping[str, Callable[[Path], None]]]
+
+    def write(self, folder: Path) -> dict[str, str | list[str]]:
+        """Writes all files to `folder`; returns {what: file name or names}."""
+        for writers in self.writers.values():
+            for name, write in writers.items():
+                write(folder / name)
+        return {
+            what: list(writers) if len(writers) > 1 else next(iter(writers))
+            for what, writers in self.writers.items()
+        }
+
+
+def case_files(
+    *,
+    case_id: str,
+    seconds: float,
+    pictures: report.CasePictures,
+    writers: Mapping[str, Sequence[Callable[[Path], None]]],
+    names: Mapping[str, Sequence[str]],
+) -> CaseFiles:
+    """Pairs the writers of each kind with their file names."""
+    paired = {what: dict(zip(names[what], parts, strict=True)) for what, parts in writers.items()}
+    return CaseFiles(case_id, seconds, pictures, paired)
+
+
+def file_names(case: str, what: str, task: Task, members: int, suffix: str) -> list[str]:
+    """Names of the files that hold `what` (one of SAVE) of a case."""
+    if what == "mask":
+        return [f"{case}{suffix}"]
+    if what == "probability":
+        return [f"{case}_probability{name}{suffix}" for name, _ in class_channels(task)]
+    if what == "members":
+        return [f"{case}_member_{index:02d}{suffix}" for index in range(members)]
+    return [f"{case}_{what}{'.png' if what == 'overlay' else suffix}"]
+
+
+def class_channels(task: Task) -> list[tuple[str, int]]:
+    """(file name suffix, channel of the probability) of every class."""
+    if task.mask_channels == 1:
+        return [("", 0)]
+    return [
+        (f"_{name.replace('/', '-')}", index + task.one_hot)
+        for index, name in enumerate(task.classes)
+    ]
+
+
+def check_names(
+    cases: Mapping[str, Sequence[Path]],
+    folder: Path,
+    task: Task,
+    save: Sequence[str],
+    members: int,
+    suffix: str,
+) -> None:
+    """Raises InputError if a result would replace an input or another result."""
+    owner = {"contact_sheet.png": "the contact sheet"}
+    for case, paths in cases.items():
+        for what in save:
+            for name in file_names(case, what, task, members, suffix):
+                if name in owner:
+                    raise InputError(
+                        f"{paths[0]}: its {what} and {owner[name]} would both be {name}"
+                    )
+                owner[name] = str(paths[0])
+    for path in (path for paths in cases.values() for path in paths):
+        if path.name in owner and path.resolve().parent == folder.resolve():
+            raise InputError(f"{path}: would be replaced by a result; choose another --output")
+
+
+def files_of(root: Path, folders: Sequence[str], suffixes: tuple[str, ...]) -> list[Path]:
+    """The file `root`, or the files with these suffixes in it, or in its first folder of `folders`.
+
+    Raises:
+      InputError: nothing there, or no such file in it.
+    """
+    if root.is_file():
+        paths = [root]
+    elif root.is_dir():
+        folder = next((root / name for name in folders if (root / name).is_dir()), root)
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        paths = [path for path in files if _is_input(path, suffixes)]
+        if len(paths) < len(files):
+            _log.info("%s: %d files that are no images", folder, len(files) - len(paths))
+    else:
+        raise InputError(f"{root}: no such file or folder")
+    if not paths or not _is_input(paths[0], suffixes):
+        raise InputError(f"{root}: no image ({', '.join(suffixes)})")
+    return paths
+
+
+def _is_input(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes) and not path.name.startswith("._")
+
+
+def choose(
+    cases: dict[str, tuple[Path, ...]], chosen: str | os.PathLike | None
+) -> dict[str, tuple[Path, ...]]:
+    """The cases that a list names, in its order; all without a list.
+
+    Raises:
+      InputError: no such list, an empty one, or one that names a case without image.
+    """
+    if chosen is None:
+        return cases
+    path = Path(chosen)
+    if not path.is_file():
+        raise InputError(f"{path}: no such list")
+    stems = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    missing = [stem for stem in stems if stem not in cases]
+    if missing or not stems:
+        raise InputError(f"{path}: {missing[0]} has no image" if missing else f"{path}: empty")
+    return {stem: cases[stem] for stem in stems}

@@ -1,0 +1,234 @@
+"""Volumes as cases of a prediction: slices go through the network, NIfTI files come out.
+
+A volume is cut into slices, each a case of its own to the network; their results are resized in the
+plane to the scan's own pixels and stacked again. What is held per volume is the scan in 16 bits and
+each result in 8 bits, so memory does not grow with classes that are not saved.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medsegdiff_jax import imaging, report, volumes
+from medsegdiff_jax.result_files import (
+    CaseFiles,
+    case_files,
+    choose,
+    class_channels,
+    file_names,
+    files_of,
+)
+from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
+from medsegdiff_jax.types import InputError, Modality, Task, slice_id, volume_of
+
+SUFFIX = ".nii.gz"
+OVERLAY_SLICES = 9
+_FOLDERS = ("imagesTs", "images", "imagesTr")
+
+
+def find(
+    source: str | os.PathLike, chosen: str | os.PathLike | None, task: Task
+) -> dict[str, tuple[Path, ...]]:
+    """Case id -> NIfTI files of its modalities, in the order of the task.
+
+    A case is one file (<case>.nii.gz, its modalities along the fourth axis), or a file per
+    modality: <case>_0000.nii.gz, <case>_0001.nii.gz ... as in nnU-Net, or
+    <case>_<modality>.nii.gz.
+
+    Args:
+      source: a file, a folder, or a folder with imagesTs/, images/ or imagesTr/ in it (the first).
+      chosen: text file with one case per line; only these, in this order.
+      task: names the modalities.
+
+    Raises:
+      InputError: nothing there, no NIfTI file, a missing modality, two files for one case, or a
+        chosen case that does not exist; names it.
+    """
+    paths = files_of(Path(source), _FOLDERS, volumes.SUFFIXES)
+    if Path(source).is_file() and len(task.modalities) > 1:
+        paths = _siblings(Path(source), task.modalities)
+    numbered = all(re.search(r"_\d{4}$", volumes.stem(path)) for path in paths)
+    found: dict[str, dict[int, Path]] = {}
+    for path in paths:
+        case, number = _split_name(volumes.stem(path), task.modalities, numbered)
+        if number in found.setdefault(case, {}):
+            raise InputError(f"{path} and {found[case][number]}: two files for one volume")
+        found[case][number] = path
+    cases = {case: _complete(files, task.modalities) for case, files in found.items()}
+    cases = choose(cases, chosen)
+    for path in (path for files in cases.values() for path in files):
+        volumes.check(path)
+    return cases
+
+
+def _siblings(path: Path, modalities: Sequence[Modality]) -> list[Path]:
+    """The files of the same case beside a file that holds one modality."""
+    case, number = _split_name(volumes.stem(path), modalities, True)
+    if number == 0 and case == volumes.stem(path):
+        return [path]
+    others = files_of(path.parent, (), volumes.SUFFIXES)
+    return [p for p in others if _split_name(volumes.stem(p), modalities, True)[0] == case]
+
+
+def _split_name(stem: str, modalities: Sequence[Modality], numbered: bool) -> tuple[str, int]:
+    """(case, number of the modality) that a file name stands for."""
+    if numbered and re.search(r"_\d{4}$", stem):
+        return stem[:-5], int(stem[-4:])
+    if len(modalities) > 1:
+        for number, modality in enumerate(modalities):
+            if stem.lower().endswith(f"_{modality.name.lower()}"):
+                return stem[: -len(modality.name) - 1], number
+    return stem, 0
+
+
+def _complete(files: dict[int, Path], modalities: Sequence[Modality]) -> tuple[Path, ...]:
+    wanted = range(len(modalities))
+    if len(files) == 1 and 0 in files:
+        return (files[0],)  # whether it holds all modalities is seen when it is read
+    missing = [modalities[number].name for number in wanted if number not in files]
+    if missing or len(files) > len(modalities):
+        path = next(iter(files.values()))
+        raise InputError(
+            f"{path}: no file of modality {missing[0]} beside it"
+            if missing
+            else f"{path}: {len(files)} modalities where the model has {len(modalities)}"
+        )
+    return tuple(files[number] for number in wanted)
+
+
+def segment(
+    segmenter: Segmenter,
+    cases: dict[str, tuple[Path, ...]],
+    settings: Settings,
+    save: Sequence[str],
+) -> Iterator[CaseFiles]:
+    """Segments volumes; slices of neighbouring volumes share batches.
+
+    Raises:
+      InputError: an unreadable volume, or one with other modalities than the model's; what was
+        yielded stays right.
+    """
+    config, task = segmenter.config.data, segmenter.task
+    opened: dict[str, _Volume] = {}
+
+    def slices() -> Iterator[tuple[str, np.ndarray]]:
+        for name, paths in cases.items():
+            volume = opened[name] = _Volume(name, paths, config.plane, task, save)
+            depth = len(volume.slices)
+            for index in range(depth):
+                around = volumes.neighbours(index, depth, config.neighbours)
+                channels = [volume.slices[i] for i in around]
+                yield slice_id(name, index), np.concatenate(channels, axis=-1)
+
+    for result in segmenter.stream(slices(), settings, keep_members="members" in save):
+        name = volume_of(result.case_id)
+        if opened[name].add(result):
+            yield opened.pop(name).files()
+
+
+class _Volume:
+    """A scan and the results of its slices, as far as they have come."""
+
+    def __init__(
+        self, name: str, paths: Sequence[Path], plane: str, task: Task, save: Sequence[str]
+    ):
+        image, self._grid = volumes.read_image(paths, len(task.modalities))
+        stored = volumes.to_stored(image, task.modalities)
+        self.slices = volumes.to_slices(stored, self._grid, plane)
+        self._name, self._plane, self._task, self._save = name, plane, task, save
+        self._results: dict[str, list[np.ndarray]] = {}
+        self._done, self._seconds, self._largest = 0, 0.0, None
+        self._areas: list[int] = []
+
+    def add(self, result: CaseResult) -> bool:
+        """Takes the result of the next slice; returns whether it was the last."""
+        area = int(np.count_nonzero(result.mask))
+        if self._largest is None or area > max(self._areas):
+            self._largest = result
+        self._areas.append(area)
+        self._put("mask", 0, result.mask)
+        if "probability" in self._save:
+            for index, (_, channel) in enumerate(class_channels(self._task)):
+                self._put("probability", index, report.to_byte(result.probability[..., channel]))
+        if {"uncertainty", "overlay"} & set(self._save):
+            self._put("uncertainty", 0, report.to_byte(result.uncertainty))
+        if "members" in self._save:
+            for index, member in enumerate(result.members):
+                self._put("members", index, member)
+        self._done += 1
+        self._seconds += result.seconds
+        return self._done == len(self.slices)
+
+    def _put(self, what: str, index: int, plane: np.ndarray) -> None:
+        stacks = self._results.setdefault(what, [])
+        if index == len(stacks):
+            stacks.append(np.empty((len(self.slices), *plane.shape), plane.dtype))
+        stacks[index][self._done] = plane
+
+    def files(self) -> CaseFiles:
+        """What is written of the finished volume."""
+        writers = {
+            what: [
+                functools.partial(
+                    volumes.write,
+                    voxels=volumes.from_slices(stack, self._grid, self._plane),
+                    grid=self._grid,
+                    unit=what in ("probability", "uncertainty"),
+                )
+                for stack in stacks
+            ]
+            for what, stacks in self._results.items()
+            if what in self._save
+        }
+        if "overlay" in self._save:
+            writers["overlay"] = [functools.partial(imaging.write_png, array=self._overlay())]
+        best = self._largest
+        shape = self._displayed(best.mask.shape)
+        return case_files(
+            case_id=self._name,
+            seconds=self._seconds,
+            pictures=report.case_pictures(
+                self._name,
+                imaging.resize_image(best.image, shape),
+                imaging.resize_labels(best.mask, shape),
+                imaging.resize_probability(best.probability, shape),
+                imaging.resize_probability(best.uncertainty[..., None], shape)[..., 0],
+                self._task,
+            ),
+            writers=writers,
+            names={
+                what: file_names(self._name, what, self._task, len(parts), SUFFIX)
+                for what, parts in writers.items()
+            },
+        )
+
+    def _displayed(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Size of a slice with square pixels, none smaller than the scan's finer ones."""
+        spacing = volumes.plane_spacing(self._grid, self._plane)
+        finest = min(spacing)
+        return tuple(
+            max(1, round(n * size / finest)) for n, size in zip(shape, spacing, strict=True)
+        )
+
+    def _overlay(self) -> np.ndarray:
+        """Nine slices through the segmentation (the whole volume if it is empty): [3 h, 3 w, 3]."""
+        marked = np.flatnonzero(self._areas)
+        first, last = (marked[0], marked[-1]) if marked.size else (0, len(self.slices) - 1)
+        panels = []
+        for index in np.rint(np.linspace(first, last, OVERLAY_SLICES)).astype(int):
+            mask = self._results["mask"][0][index]
+            shape = self._displayed(mask.shape)
+            doubt = self._results["uncertainty"][0][index, ..., None] / np.float32(255)
+            panels.append(
+                report.overlay(
+                    imaging.resize_image(self.slices[index], shape),
+                    report.regions_of(imaging.resize_labels(mask, shape), self._task),
+                    imaging.resize_probability(doubt, shape)[..., 0],
+                )
+            )
+        rows = [np.concatenate(panels[i : i + 3], axis=1) for i in range(0, OVERLAY_SLICES, 3)]
+        return np.concatenate(rows, axis=0)
