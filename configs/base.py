@@ -68,8 +68,9 @@ def _data() -> ConfigDict:
     data.raters = "draw"  # several raters: one of them per example and epoch, or their "mean"
     data.cache_dir = ""  # prepared data; "" = ~/.cache/medsegdiff_jax
     data.validation_fraction = 0.1  # of the training cases, where nothing says which
-    data.read_threads = 2
-    data.prefetch = 64  # examples read ahead
+    data.workers = 0  # processes that prepare batches; 0 = threads of the training process
+    data.read_threads = 2  # of each of them
+    data.prefetch = 64  # examples that each of them reads ahead
     data.augment = ConfigDict()
     data.augment.flip = True  # each axis, with probability 0.5
     data.augment.rotate_degrees = 180.0  # +- this

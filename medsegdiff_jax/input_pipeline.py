@@ -181,7 +181,8 @@ def train_batches(
 
     Args:
       dataset: from `load`.
-      data_config: augment, raters, max_empty, read_threads, prefetch (examples read ahead).
+      data_config: augment, raters, max_empty, workers, read_threads, prefetch (examples read
+        ahead by each worker).
       batch_size: examples per batch of this process.
       seed: of order and augmentation.
       start_step: index of the first batch; a resumed run passes the steps already done.
@@ -216,9 +217,11 @@ def train_batches(
         num_threads=data_config.read_threads,
         prefetch_buffer_size=max(1, data_config.prefetch // batch_size),
     )
-    iterator = iter(batches.to_iter_dataset(options))
-    iterator.set_state({"next_index": start_step})
-    return iterator
+    iterable = batches[start_step:].to_iter_dataset(options)
+    if data_config.workers:
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=data_config.workers)
+        iterable = iterable.mp_prefetch(processes)
+    return iter(iterable)
 
 
 def eval_batches(

@@ -10,7 +10,6 @@ from PIL import Image
 
 from configs import base
 from data import builder, staging
-from data.folder import Builder
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
 
@@ -62,12 +61,6 @@ def ids(dataset):
         split: [example["id"].decode() for example in source]
         for split, source in dataset.sources.items()
     }
-
-
-def split_names(root, fraction=0.1):
-    """Split -> case ids by the index alone."""
-    splits = Builder.catalogue(root, "", fraction).splits
-    return {split: [case.id for case in cases] for split, cases in splits.items()}
 
 
 def put(name, array):
@@ -229,51 +222,6 @@ def test_batches_of_the_disc_folder(disc_folder, tiny_config):
         assert image[region == 1].mean() > image[region == 0].mean() + 1  # the disc is bright
 
 
-@pytest.fixture
-def many(tmp_path):
-    """Forty cases without lists; empty files, since an index looks at names alone."""
-    folder = tmp_path / "many"
-    for kind in ("images", "masks"):
-        (folder / kind).mkdir(parents=True)
-        for number in range(40):
-            (folder / kind / f"{number:02d}.png").touch()
-    return folder
-
-
-def assert_partition(splits, count=40):
-    """Every case is in exactly one split."""
-    assert sorted(sum(splits.values(), [])) == [f"{number:02d}" for number in range(count)]
-
-
-def test_without_lists_eighty_ten_ten_by_name_alone(many):
-    splits = split_names(many)
-    assert {split: len(cases) for split, cases in splits.items()} == {
-        "train": 32,
-        "validation": 4,
-        "test": 4,
-    }
-    assert_partition(splits)
-    assert splits["test"] != [f"{number:02d}" for number in range(4)]
-    assert split_names(many, fraction=0.5) == splits
-
-
-def test_with_a_test_list_alone_the_rest_is_for_training(many):
-    (many / "test.txt").write_text("03\n01\n02\n00\n")
-    splits = split_names(many, fraction=0.25)
-    assert splits["test"] == ["03", "01", "02", "00"]  # the order of the list
-    assert len(splits["train"]) == 27 and len(splits["validation"]) == 9
-    assert_partition(splits)
-    assert not split_names(many, fraction=0.0)["validation"]
-
-
-def test_a_validation_list_is_taken_as_it_is(many):
-    (many / "val.txt").write_text("00\n01\n\n")
-    splits = split_names(many)
-    assert splits["validation"] == ["00", "01"]
-    assert len(splits["train"]) == 38 and splits["test"] == []
-    assert_partition(splits)
-
-
 def test_listed_test_images_may_lack_masks(root):
     (root / "masks" / "f.png").unlink()
     assert ids(load(root))["test"] == []
@@ -349,11 +297,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(root, monkeypatch):
     before = set(done)
     assert {"a", "b", "c", "d"} <= before
     with monkeypatch.context() as patch:
-        patch.setattr(
-            staging,
-            "read_case",
-            lambda case, *args: (done.append(case.id), original(case, *args))[1],
-        )
+        patch.setattr(staging, "read_case", counting(done))
         assert ids(load(root))["train"] == list("abcd")
     assert len(done) == len(set(done)) == 6  # nothing was read twice
     assert not list((root.parent / "cache" / "staged").rglob("*.npz"))

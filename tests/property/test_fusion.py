@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medsegdiff_jax import fusion
+from medsegdiff_jax import fusion, imaging
 from medsegdiff_jax.types import InputError, Task
 
 BINARY = Task(("lesion",), (1,), True, 3)
@@ -151,3 +151,22 @@ def test_uncertainty():
     assert entropy([[0.5, 0.0], [0.0, 0.0]], REGIONS) == pytest.approx(0.8112781, abs=1e-6)
     assert entropy([[1, 0, 0], [0, 1, 0], [0, 0, 1]], EXCLUSIVE) == pytest.approx(1, abs=1e-6)
     assert entropy([[1, 0, 0], [0, 1, 0]], EXCLUSIVE) == pytest.approx(1 / np.log2(3), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(("lesion",), (255,), True, 1),
+        Task(("a", "b"), (2, 5), True, 1),
+        Task(("disc", "cup", "vessel"), (1, 2, 4), False, 1),
+    ],
+)
+@pytest.mark.parametrize("raters", [1, 2, 3, 7])
+def test_the_majority_of_label_maps_is_that_of_their_masks(task, raters):
+    values = range(8) if not task.exclusive else (0, *task.label_values)
+    labels = np.random.default_rng(raters).choice(list(values), (raters, 9, 11)).astype(np.uint8)
+    masks = imaging.labels_to_mask(labels, task)
+    expected = imaging.mask_to_labels(fusion.decide(masks.mean(axis=0), task), task)
+    found = fusion.majority(list(labels), task)
+    assert found.dtype == labels.dtype
+    np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,45 @@
+"""Validation scores: whole volumes, not slices; empty masks count."""
+
+import numpy as np
+import pytest
+
+from medsegdiff_jax import evaluator, metrics
+from medsegdiff_jax.types import Task
+
+ONE_HOT = Task(("a", "b"), (1, 2), True, 1)
+BINARY = Task(("lesion",), (1,), True, 1)
+
+
+def random_pairs(count, channels, seed):
+    """(prediction, reference) pairs [5, 6, channels] bool."""
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.random((2, 5, 6, channels)) < 0.4) for _ in range(count)]
+
+
+def test_slices_of_a_volume_are_counted_together():
+    volume, picture = random_pairs(4, 3, 0), random_pairs(1, 3, 1)
+    found = evaluator.score([volume, picture], ONE_HOT)
+    for name, metric in (("dice", metrics.dice), ("iou", metrics.iou)):
+        per_case = [
+            np.mean(
+                [
+                    metric(
+                        np.stack([p[..., k] for p, _ in pairs]),
+                        np.stack([r[..., k] for _, r in pairs]),
+                    )
+                    for k in (1, 2)  # the background is no class
+                ]
+            )
+            for pairs in (volume, picture)
+        ]
+        assert found[name] == pytest.approx(np.mean(per_case))
+
+
+def test_rightly_empty_counts_as_one_and_wrongly_empty_as_nothing():
+    empty, full = np.zeros((2, 2, 1), bool), np.ones((2, 2, 1), bool)
+    assert evaluator.score([[(empty, empty)]], BINARY) == {"dice": 1.0, "iou": 1.0}
+    assert evaluator.score([[(empty, full)]], BINARY) == {"dice": 0.0, "iou": 0.0}
+    # One empty slice of a volume does not decide about it.
+    assert evaluator.score([[(empty, empty), (full, full), (empty, full)]], BINARY)[
+        "dice"
+    ] == pytest.approx(2 * 4 / (4 + 8))

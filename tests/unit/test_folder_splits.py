@@ -1,0 +1,56 @@
+"""How a folder is split, by its lists and names alone."""
+
+import pytest
+
+from data.folder import Builder
+
+
+def split_names(root, fraction=0.1):
+    """Split -> case ids by the index alone."""
+    splits = Builder.catalogue(root, "", fraction).splits
+    return {split: [case.id for case in cases] for split, cases in splits.items()}
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Forty cases without lists; empty files, since an index looks at names alone."""
+    folder = tmp_path / "many"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(40):
+            (folder / kind / f"{number:02d}.png").touch()
+    return folder
+
+
+def assert_partition(splits, count=40):
+    """Every case is in exactly one split."""
+    assert sorted(sum(splits.values(), [])) == [f"{number:02d}" for number in range(count)]
+
+
+def test_without_lists_eighty_ten_ten_by_name_alone(many):
+    splits = split_names(many)
+    assert {split: len(cases) for split, cases in splits.items()} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    assert_partition(splits)
+    assert splits["test"] != [f"{number:02d}" for number in range(4)]
+    assert split_names(many, fraction=0.5) == splits
+
+
+def test_with_a_test_list_alone_the_rest_is_for_training(many):
+    (many / "test.txt").write_text("03\n01\n02\n00\n")
+    splits = split_names(many, fraction=0.25)
+    assert splits["test"] == ["03", "01", "02", "00"]  # the order of the list
+    assert len(splits["train"]) == 27 and len(splits["validation"]) == 9
+    assert_partition(splits)
+    assert not split_names(many, fraction=0.0)["validation"]
+
+
+def test_a_validation_list_is_taken_as_it_is(many):
+    (many / "val.txt").write_text("00\n01\n\n")
+    splits = split_names(many)
+    assert splits["validation"] == ["00", "01"]
+    assert len(splits["train"]) == 38 and splits["test"] == []
+    assert_partition(splits)
