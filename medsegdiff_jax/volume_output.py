@@ -49,12 +49,10 @@ def find(
         chosen case that does not exist; names it.
     """
     paths = files_of(Path(source), _FOLDERS, volumes.SUFFIXES)
-    if Path(source).is_file() and len(task.modalities) > 1:
+    if Path(source).is_file():
         paths = _siblings(Path(source), task.modalities)
-    numbered = all(re.search(r"_\d{4}$", volumes.stem(path)) for path in paths)
     found: dict[str, dict[int, Path]] = {}
-    for path in paths:
-        case, number = _split_name(volumes.stem(path), task.modalities, numbered)
+    for path, (case, number) in _named(paths, task.modalities).items():
         if number in found.setdefault(case, {}):
             raise InputError(f"{path} and {found[case][number]}: two files for one volume")
         found[case][number] = path
@@ -65,39 +63,40 @@ def find(
     return cases
 
 
-def _siblings(path: Path, modalities: Sequence[Modality]) -> list[Path]:
-    """The files of the same case beside a file that holds one modality."""
-    case, number = _split_name(volumes.stem(path), modalities, True)
-    if number == 0 and case == volumes.stem(path):
-        return [path]
-    others = files_of(path.parent, (), volumes.SUFFIXES)
-    return [p for p in others if _split_name(volumes.stem(p), modalities, True)[0] == case]
+def _named(paths: Sequence[Path], modalities: Sequence[Modality]) -> dict[Path, tuple[str, int]]:
+    """File -> (case, number of its modality).
 
-
-def _split_name(stem: str, modalities: Sequence[Modality], numbered: bool) -> tuple[str, int]:
-    """(case, number of the modality) that a file name stands for."""
-    if numbered and re.search(r"_\d{4}$", stem):
-        return stem[:-5], int(stem[-4:])
-    if len(modalities) > 1:
+    Where files are named by modality, others beside them (a segmentation, say) are no scans.
+    """
+    stems = {path: volumes.stem(path) for path in paths}
+    if all(re.search(r"_\d{4}$", stem) for stem in stems.values()):
+        return {path: (stem[:-5], int(stem[-4:])) for path, stem in stems.items()}
+    named = {}
+    for path, stem in stems.items() if len(modalities) > 1 else ():
         for number, modality in enumerate(modalities):
             if stem.lower().endswith(f"_{modality.name.lower()}"):
-                return stem[: -len(modality.name) - 1], number
-    return stem, 0
+                named[path] = stem[: -len(modality.name) - 1], number
+    return named or {path: (stem, 0) for path, stem in stems.items()}
+
+
+def _siblings(path: Path, modalities: Sequence[Modality]) -> list[Path]:
+    """A file alone, or with the files of the other modalities of its case beside it."""
+    beside = files_of(path.parent, (), volumes.SUFFIXES) if len(modalities) > 1 else [path]
+    named = _named(beside, modalities)
+    case, _ = named.get(path, (None, 0))
+    return [other for other, (owner, _) in named.items() if owner == case] or [path]
 
 
 def _complete(files: dict[int, Path], modalities: Sequence[Modality]) -> tuple[Path, ...]:
-    wanted = range(len(modalities))
     if len(files) == 1 and 0 in files:
         return (files[0],)  # whether it holds all modalities is seen when it is read
-    missing = [modalities[number].name for number in wanted if number not in files]
-    if missing or len(files) > len(modalities):
-        path = next(iter(files.values()))
-        raise InputError(
-            f"{path}: no file of modality {missing[0]} beside it"
-            if missing
-            else f"{path}: {len(files)} modalities where the model has {len(modalities)}"
-        )
-    return tuple(files[number] for number in wanted)
+    path = next(iter(files.values()))
+    missing = [one.name for number, one in enumerate(modalities) if number not in files]
+    if missing:
+        raise InputError(f"{path}: no file of modality {missing[0]} beside it")
+    if len(files) > len(modalities):
+        raise InputError(f"{path}: {len(files)} modalities where the model has {len(modalities)}")
+    return tuple(files[number] for number in range(len(modalities)))
 
 
 def segment(
