@@ -9,13 +9,20 @@ from medsegdiff_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is resumed.")
+_DISTRIBUTED = flags.DEFINE_string("distributed", "auto", "Join other processes: auto, on, off.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one, with --coordinator.")
 
 
 def main(argv: list[str]) -> None:
     """Trains by the config; exits 0 when done, or when SIGTERM was answered by a checkpoint."""
     del argv
-    from medsegdiff_jax import trainer
+    from medsegdiff_jax import hosts, trainer
 
+    hosts.initialize(
+        _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
     logging.getLogger("medsegdiff_jax").info("writing to %s", _WORKDIR.value)
     trainer.train(_CONFIG.value, _WORKDIR.value)
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, input_pipeline, metrics, report
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.partitioning import shard_batch
+from medsegdiff_jax.partitioning import shard_shared
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import InputError, Params, Task, volume_of
 
@@ -63,7 +63,7 @@ class Validation:
         pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}
         rows: list[np.ndarray] = []
         for batch in self._batches():
-            inputs = shard_batch(self._mesh, {name: batch[name] for name in ("image", "case")})
+            inputs = shard_shared(self._mesh, {name: batch[name] for name in ("image", "case")})
             for prefix, segment in self._segment_fns.items():
                 # A copy on the host: all fusion and scoring below is numpy.
                 members = jax.device_get(

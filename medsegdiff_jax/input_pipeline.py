@@ -113,6 +113,20 @@ class _WithNeighbours(Sequence):
         return {**example, "image": np.concatenate(images, axis=-1)}
 
 
+class _Share(Sequence):
+    """Rows `first` to `first + rows` of every batch of a stream of examples."""
+
+    def __init__(self, stream: grain.MapDataset, first: int, rows: int, batch_size: int):
+        self._stream, self._first, self._rows, self._size = stream, first, rows, batch_size
+
+    def __len__(self) -> int:
+        return len(self._stream) // self._size * self._rows
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        batch, row = divmod(index, self._rows)
+        return self._stream[batch * self._size + self._first + row]
+
+
 class _Subset(Sequence):
     """The examples at some positions."""
 
@@ -177,7 +191,8 @@ def train_batches(
     """Endless shuffled, augmented batches of this process's share of the data.
 
     The stream of examples (order, rater, augmentation) depends on the seed alone; process i of n
-    takes every n-th of it, so that step s sees the same examples however many processes share them.
+    takes the i-th part of each batch, so that step s sees the same batch, row by row, however many
+    processes share it.
 
     Args:
       dataset: from `load`.
@@ -211,8 +226,9 @@ def train_batches(
         settings=Augmentation.from_config(data_config.augment),
     )
     stream = _shuffled(dataset, data_config.max_empty, seed).random_map(transform)
+    share = _Share(stream, index * batch_size, batch_size, count * batch_size)
     # An endless stream has no remainder; without this, Grain rounds its length up beyond an index.
-    batches = stream[index::count].batch(batch_size, drop_remainder=True)
+    batches = grain.MapDataset.source(share).batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(
         num_threads=data_config.read_threads,
         prefetch_buffer_size=max(1, data_config.prefetch // batch_size),

@@ -31,6 +31,15 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
     }
 
 
+def shard_shared(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts a batch that every process holds whole on the devices, each process its share."""
+    sharding = on_data(mesh)
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+        for name, array in batch.items()
+    }
+
+
 def check_batch_size(field: str, batch_size: int) -> None:
     """Raises InputError unless the global batch divides evenly over the devices."""
     if batch_size < 1 or batch_size % jax.device_count():

@@ -17,7 +17,7 @@ from clu import metrics as clu_metrics
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from medsegdiff_jax import imaging, input_pipeline, losses, networks, process, train_state
+from medsegdiff_jax import hosts, imaging, input_pipeline, losses, networks, process, train_state
 from medsegdiff_jax.checkpoint import Checkpoints
 from medsegdiff_jax.evaluator import Validation
 from medsegdiff_jax.input_pipeline import Dataset
@@ -33,7 +33,7 @@ from medsegdiff_jax.process import Process
 from medsegdiff_jax.train_state import TrainState
 from medsegdiff_jax.types import Array, Batch, InputError
 from medsegdiff_jax.version import __version__
-from medsegdiff_jax.writer import MetricWriter, Progress
+from medsegdiff_jax.writer import MetricWriter, NoWriter, Progress
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -120,7 +120,8 @@ class LossWindow:
 def train(config: Any, workdir: str) -> TrainState:
     """Trains, validates and checkpoints until `config.num_steps`; resumes if `workdir` has a run.
 
-    SIGTERM saves a checkpoint and returns after the running step.
+    SIGTERM saves a checkpoint and returns after the running step; with several processes, when
+    any of them has got it by the next `log_every_steps`. Process 0 writes.
 
     Args:
       config: the tree of `configs/base.py`.
@@ -159,7 +160,8 @@ def train(config: Any, workdir: str) -> TrainState:
             out_shardings=(replicated(mesh), replicated(mesh)),
             donate_argnums=0,
         )
-        with closing(MetricWriter(workdir, int(state.step))) as writer:
+        writer = MetricWriter(workdir, int(state.step)) if hosts.is_first() else NoWriter()
+        with closing(writer):
             return run_loop(
                 config, dataset, mesh, state, train_step, validation, checkpoints, writer
             )
@@ -173,7 +175,7 @@ def run_loop(
     train_step: StepFn,
     validation: Validation,
     checkpoints: Checkpoints,
-    writer: MetricWriter,
+    writer: MetricWriter | NoWriter,
 ) -> TrainState:
     """The loop itself; arguments as made by `train`."""
     start, last = int(state.step), config.num_steps
@@ -190,7 +192,9 @@ def run_loop(
             state, terms = train_step(state, shard_batch(mesh, next(batches)))
             window.add(step, terms)
             progress.step()
-            stop = step == last or terminated()
+            # Asking the other processes each time would make every step wait for them.
+            ask = jax.process_count() == 1 or step % config.log_every_steps == 0
+            stop = step == last or (ask and hosts.any_process(terminated()))
             if stop or step % config.log_every_steps == 0:
                 scalars = window.empty()
                 scalars["images_per_second"] = progress.report(
@@ -213,7 +217,7 @@ def validate(
     step: int,
     state: TrainState,
     validation: Validation,
-    writer: MetricWriter,
+    writer: MetricWriter | NoWriter,
     progress: Progress,
 ) -> float:
     """Validates the averaged parameters, writes what it finds, returns the Dice."""
@@ -269,9 +273,12 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
                 )
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
-    workdir.mkdir(parents=True, exist_ok=True)
-    with imaging.replacing(path) as temporary:
-        temporary.write_text(json.dumps(metadata, indent=2) + "\n")
+    hosts.wait_for_all("config checked")
+    if hosts.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        with imaging.replacing(path) as temporary:
+            temporary.write_text(json.dumps(metadata, indent=2) + "\n")
+    hosts.wait_for_all("config written")
     return metadata
 
 

@@ -62,6 +62,22 @@ class MetricWriter:
         self._events.close()
 
 
+class NoWriter:
+    """What the processes besides the first write: nothing."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class Progress:
     """Steps done, images/s and time left: a bar on a terminal, plain log lines otherwise."""
 
@@ -70,7 +86,7 @@ class Progress:
         self._total, self._batch_size = total, batch_size
         self._last_step, self._last_time = start, time.monotonic()
         self._bar, self._terminal = None, ExitStack()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and _log.isEnabledFor(logging.INFO):
             # Log lines go above the bar instead of through it.
             self._terminal.enter_context(logging_redirect_tqdm([_log]))
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)

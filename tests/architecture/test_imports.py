@@ -21,6 +21,7 @@ LAYERS = {
     "augment": 1,
     "cli": 1,
     "fusion": 1,
+    "hosts": 1,
     "imaging": 1,
     "metrics": 1,
     "networks": 1,

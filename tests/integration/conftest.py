@@ -171,13 +171,22 @@ TRAINING = (
 
 
 @pytest.fixture(scope="session")
-def train(command, disc_folder, tmp_path_factory):
-    """Runs train.py on the discs, which are prepared already: train(workdir, ...) -> Outcome."""
+def train_flags(disc_folder, tmp_path_factory):
+    """Flags of train.py for a tiny model of the discs."""
     cache = tmp_path_factory.getbasetemp() / "cache"
+    return (
+        *TRAINING,
+        f"--config.data.path={disc_folder}",
+        f"--config.data.cache_dir={cache}",
+    )
+
+
+@pytest.fixture(scope="session")
+def train(command, train_flags):
+    """Runs train.py on the discs: train(workdir, ...) -> Outcome."""
 
     def run(workdir, *flags, **limits):
-        data = (f"--config.data.path={disc_folder}", f"--config.data.cache_dir={cache}")
-        return command("train.py", *TRAINING, *data, f"--workdir={workdir}", *flags, **limits)
+        return command("train.py", *train_flags, f"--workdir={workdir}", *flags, **limits)
 
     return run
 

@@ -1,0 +1,89 @@
+"""Two processes that train together on this machine, as two hosts would."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+FLAGS = (f"--config.num_steps={STEPS}", "--config.log_every_steps=1", "--config.eval_every_steps=3")
+
+
+def free_port():
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def losses(workdir):
+    """The scalars of each line of metrics.jsonl but the speed."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def run_together(flags, count):
+    """Starts `count` processes of train.py that join each other; returns what they said."""
+    port = free_port()
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
+    environment.pop("XLA_FLAGS", None)
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "train.py", *flags),
+                *(f"--coordinator=localhost:{port}", f"--num_processes={count}"),
+                f"--process_id={index}",
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        outcomes = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, stderr) in zip(processes, outcomes, strict=True):
+        assert process.returncode == 0, stderr
+    return outcomes
+
+
+def test_two_processes_train_as_one_and_one_goes_on_alone(train, train_flags, tmp_path):
+    assert train(tmp_path / "one", *FLAGS).code == 0
+    together = (*train_flags, f"--workdir={tmp_path / 'two'}", *FLAGS)
+    outcomes = run_together(together, 2)
+    assert "step 6/6" in outcomes[0][1] and "step" not in outcomes[1][1]
+    alone, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    steps = [1, 2, 3, 3, 4, 5, 6, 6]  # with validation at 3 and 6
+    assert [row["step"] for row in alone] == [row["step"] for row in two] == steps
+    for ours, theirs in zip(alone, two, strict=True):
+        # Sums in another order, which Adam's division by small second moments makes grow.
+        tolerance = 1e-4 if ours["step"] == 1 else 5e-3
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert theirs[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (ours, name)
+    # The checkpoint of two is restored by one.
+    done = train(tmp_path / "two", *FLAGS, "--config.num_steps=8")
+    assert done.code == 0 and "resuming at step 6" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--distributed=maybe",), "--distributed: 'maybe'"),
+        (("--coordinator=localhost:1",), "belong together"),
+        (("--distributed=on",), "--distributed=on: "),
+    ],
+)
+def test_wrong_flags_are_refused(train, tmp_path, flags, message):
+    assert message in train(tmp_path / "run", *flags).refusal
+    assert not (tmp_path / "run").exists()
