@@ -6,13 +6,13 @@ OUT gets images/ with the original images, and masks/ (or masks_<rater>/) with t
 model learns; sample.py takes it as --input and evaluate.py as --references.
 """
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
+from data import preparation
 from data.catalogue import SPLITS
 from medsegdiff_jax import cli
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes what the flags name."""
     del argv
     data_config = _CONFIG.value.data
-    builder = importlib.import_module(f"data.{data_config.name}").Builder
+    builder = preparation.builder_of(data_config.name)
     builder.write_split(data_config, _SPLIT.value, Path(_OUTPUT.value), _COUNT.value)
     print(f"wrote {_OUTPUT.value}")
 

@@ -8,6 +8,7 @@ A builder of a dataset is its catalogue and a few words; see `SegmentationBuilde
 import fcntl
 import inspect
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from data.survey import survey
 from medsegdiff_jax.imaging import match_channels
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task, slice_id
+
+_log = logging.getLogger("medsegdiff_jax")
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -78,7 +81,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         cache = preparation.cache_root(data_config.cache_dir)
         name, _, _ = _identity(cls._catalogue(**where), options, cache)
         prepared = cache / cls.name / name / VERSION
-        with _locked(cache / "locks" / f"{cls.name}_{name}"):
+        with _locked(cache / "staged" / f"{cls.name}.lock"):
             if not (prepared / "dataset_info.json").is_file():
                 with preparation.quiet_tfds():
                     builder = cls(
@@ -144,8 +147,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         catalogue = self._catalogue(path, variant, validation_fraction)
         name, self._fingerprint, contents = _identity(catalogue, options, cache)
         threads = default_threads()
-        catalogue = with_windows(catalogue, options, threads)
         folder = cache / "staged" / self.name
+        catalogue = with_windows(catalogue, contents, options, folder, threads)
         self._staged = stage(catalogue, contents, options, folder, threads)
         facts = [case.facts for case in self._staged]
         self._survey = survey(catalogue, facts, leaks(catalogue, contents))
@@ -253,8 +256,12 @@ def _identity(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Two programs that need the same data do not prepare them twice: the second one waits."""
+    """One program at a time prepares a dataset; another waits, and then may find it prepared."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for another program that prepares the same kind of data (%s)", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

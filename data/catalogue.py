@@ -79,18 +79,6 @@ def names(items: Iterable[object], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + rest
 
 
-def one_folder(root: Path, *candidates: str) -> Path:
-    """The first of the folders `candidates` (paths below `root`) that exists.
-
-    Raises:
-      InputError: none does.
-    """
-    for name in candidates:
-        if (root / name).is_dir():
-            return root / name
-    raise InputError(f"{root}: has no folder {' or '.join(f'{name}/' for name in candidates)}")
-
-
 def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Files of a folder by name without suffix, sorted; hidden files and other suffixes left out.
 
@@ -143,4 +131,23 @@ def without_validation(
     return {
         "train": tuple(case for case in cases if owner[case.id] not in chosen),
         "validation": tuple(case for case in cases if owner[case.id] in chosen),
+    }
+
+
+def held_out_splits(
+    cases: Iterable[Case], fraction: float, test_fraction: float = 0.2
+) -> dict[str, tuple[Case, ...]]:
+    """Splits labelled cases, a patient each, that come without an official test set.
+
+    Args:
+      cases: all of them.
+      fraction: share of the rest for validation.
+      test_fraction: share for testing, by a hash of the id.
+    """
+    cases = list(cases)
+    _, taken = share((case.id for case in cases), test_fraction)
+    chosen = set(taken)
+    return {
+        **without_validation((case for case in cases if case.id not in chosen), fraction),
+        "test": tuple(case for case in cases if case.id in chosen),
     }

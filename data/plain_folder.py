@@ -1,6 +1,6 @@
 """Cases of a catalogue as a folder that any program can read.
 
-    images/<case>.<suffix>         the original file; <case>_<modality>.nii.gz if there are several
+    images/<case>.<suffix>         the original file; <case>_0000.nii.gz ... if there are several
     masks/<case>.png or .nii.gz    labels of the task; masks_<rater>/ for several raters
     dataset.json                   of pictures: the names of the classes
 
@@ -60,7 +60,7 @@ def check_count(count: int | None, split: str, total: int) -> int:
 
 def _write_volume(case: Case, task: Task, raters: Sequence[str], output: Path) -> None:
     for number, path in enumerate(case.images):
-        several = f"_{task.modalities[number].name}" if len(case.images) > 1 else ""
+        several = f"_{number:04d}" if len(case.images) > 1 else ""
         suffix = path.name[len(volumes.stem(path)) :].lower()
         _copy(path, output / "images" / f"{case.id}{several}{suffix}")
     grids: list[volumes.Grid] = []

@@ -1,6 +1,7 @@
 """What every builder needs to be prepared without TensorFlow and without noise on the terminal."""
 
 import contextlib
+import importlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,23 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
+from medsegdiff_jax.types import InputError
+
+DATASETS = (
+    "amos2022", "brats2021", "btcv", "folder", "isic2018", "phantom", "refuge2", "tnmix",
+)  # fmt: skip
 DEFAULT_CACHE = "~/.cache/medsegdiff_jax"
+
+
+def builder_of(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
+    """The builder class of a dataset, with the class methods `prepare` and `write_split`.
+
+    Raises:
+      InputError: no such dataset (field data.name).
+    """
+    if name not in DATASETS:
+        raise InputError(f"data.name: {name!r} is not one of {', '.join(DATASETS)}")
+    return importlib.import_module(f"data.{name}").Builder
 
 
 def cache_root(cache_dir: str) -> Path:

@@ -62,7 +62,7 @@ class Facts:
       channels: of the image, or modalities of the volume.
       dtype: of the stored image.
       labels: of each rater, label -> pixels at the size of the file.
-      empty: of each example (slice), whether no rater marked anything.
+      empty: of each example (slice), whether no rater marked anything that is left at its size.
     """
 
     shape: tuple[int, ...]
@@ -147,8 +147,11 @@ def _name(case: Case, task: Task | None, contents: Mapping[Path, str], options: 
     ]
     images = [contents[path] for path in case.images]
     settings = [dataclasses.asdict(options), task.to_json() if task else None, VERSION]
-    tree = json.dumps([case.id, images, raters, settings], sort_keys=True)
-    return hashlib.sha256(tree.encode()).hexdigest()[:32]
+    return _hash([case.id, images, raters, settings])
+
+
+def _hash(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def read_case(
@@ -255,12 +258,18 @@ def _counts(labels: np.ndarray) -> dict[int, int]:
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def with_windows(catalogue: Catalogue, options: Options, threads: int) -> Catalogue:
+def with_windows(
+    catalogue: Catalogue,
+    contents: Mapping[Path, str],
+    options: Options,
+    folder: Path,
+    threads: int,
+) -> Catalogue:
     """Gives the task its final windows.
 
     `options.window` replaces them all. A modality called "CT" without one gets the 0.5 and 99.5
     percentiles of the foreground voxels of the training volumes (as in nnU-Net, Isensee et al.
-    2021), since its units mean the same in every volume.
+    2021), since its units mean the same in every volume; they are remembered in `folder`.
     """
     task = catalogue.task
     if task is None or not task.modalities:
@@ -270,20 +279,30 @@ def with_windows(catalogue: Catalogue, options: Options, threads: int) -> Catalo
     if options.window:
         modalities = tuple(Modality(one.name, options.window) for one in task.modalities)
     elif any(one.name == "CT" and one.window is None for one in task.modalities):
-        modalities = _foreground_windows(catalogue, threads)
+        training = [_name(case, task, contents, options) for case in catalogue.splits["train"]]
+        note = folder / f"windows_{_hash(training)}.json"
+        if not note.is_file():
+            windows = _foreground_windows(catalogue, threads)
+            with imaging.replacing(note) as temporary:
+                temporary.write_text(json.dumps(windows))
+        modalities = tuple(
+            Modality(one.name, tuple(window)) if one.name == "CT" and one.window is None else one
+            for one, window in zip(task.modalities, json.loads(note.read_text()), strict=True)
+        )
     else:
         return catalogue
     return dataclasses.replace(catalogue, task=dataclasses.replace(task, modalities=modalities))
 
 
-def _foreground_windows(catalogue: Catalogue, threads: int) -> tuple[Modality, ...]:
+def _foreground_windows(catalogue: Catalogue, threads: int) -> list[list[float]]:
+    """[low, high] of every modality."""
     task, cases = catalogue.task, catalogue.splits["train"]
 
     def sample(case: Case) -> np.ndarray:
         image, raters, _ = _read_volume(case, task)
         voxels = image[np.any(raters, axis=0)]
-        chosen = np.random.default_rng(case_key(case.id)).permutation(len(voxels))
-        return voxels[chosen[:_WINDOW_SAMPLES]]
+        rng, count = np.random.default_rng(case_key(case.id)), min(len(voxels), _WINDOW_SAMPLES)
+        return voxels[rng.choice(len(voxels), count, replace=False, shuffle=False)]
 
     def samples() -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(threads) as pool:
@@ -292,13 +311,7 @@ def _foreground_windows(catalogue: Catalogue, threads: int) -> tuple[Modality, .
     voxels = np.concatenate(list(samples()))
     if not len(voxels):
         raise InputError(f"{catalogue.root}: every training label is empty")
-    ranges = np.percentile(voxels, volumes.PERCENTILES, axis=0).T
-    return tuple(
-        Modality(one.name, (float(low), float(high)))
-        if one.name == "CT" and one.window is None
-        else one
-        for one, (low, high) in zip(task.modalities, ranges, strict=True)
-    )
+    return np.percentile(voxels, volumes.PERCENTILES, axis=0).T.tolist()
 
 
 def default_threads() -> int:

@@ -162,7 +162,8 @@ def _load_step(folder: Path) -> LoadedModel:
 
 def _load(params: Path, metadata: dict[str, Any], description: str) -> LoadedModel:
     """Restores `params` into the shapes that the stored config gives, on one device."""
-    config, task = ConfigDict(metadata["config"]), Task.from_json(metadata["task"])
+    with _readable(params.parent):
+        config, task = ConfigDict(metadata["config"]), Task.from_json(metadata["task"])
     model = networks.build(config.model, task, config.data.image_size)
     image_shape = (config.data.image_size, config.data.image_size, task.image_channels)
     shapes = jax.eval_shape(

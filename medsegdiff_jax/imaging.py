@@ -19,6 +19,10 @@ from medsegdiff_jax.types import InputError, Task
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+# mkstemp makes private files. The mask can only be read by setting it, which is not for threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _TO_COLOUR = {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB", "CMYK": "RGB"}
@@ -125,6 +129,19 @@ def read_labels(path: str | os.PathLike) -> np.ndarray:
     if not np.isfinite(pixels).all() or (pixels < 0).any() or (pixels != np.floor(pixels)).any():
         raise InputError(f"{path}: labels must be integers >= 0")
     return pixels.astype(np.int32)
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+    """Reads a list of case names, one per line; blank lines and a byte order mark do not count.
+
+    Raises:
+      InputError: not UTF-8.
+    """
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not a text file in UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -301,17 +318,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except OSError as error:
         # A full disk is found out by a write, which knows no file name.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's file mode mask (mkstemp makes private files)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

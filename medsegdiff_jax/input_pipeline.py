@@ -6,7 +6,6 @@ configuration, the seed and the step: nothing about the position needs to be sav
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,12 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data import preparation
 from medsegdiff_jax import fusion, volumes
 from medsegdiff_jax.augment import Augmentation, augment
 from medsegdiff_jax.imaging import labels_to_mask, normalize, to_unit
 from medsegdiff_jax.types import InputError, Task, case_key
 
-DATASETS = (
-    "amos2022", "brats2021", "btcv", "folder", "isic2018", "phantom", "refuge2", "tnmix",
-)  # fmt: skip
 SPLITS = ("train", "validation", "test")
 RATERS = ("draw", "mean")
 
@@ -32,7 +29,7 @@ class Dataset:
     """A prepared dataset.
 
     Attributes:
-      name: one of DATASETS.
+      name: one of `data.preparation.DATASETS`.
       task: what is segmented.
       fingerprint: changes when the data or their preparation change.
       image_shape: (S, S, C).
@@ -60,10 +57,8 @@ def load(data_config: Any) -> Dataset:
     Raises:
       InputError: unknown dataset, or data that cannot be right.
     """
-    if data_config.name not in DATASETS:
-        raise InputError(f"data.name: {data_config.name!r} is not one of {', '.join(DATASETS)}")
-    package = importlib.import_module(f"data.{data_config.name}")
-    builder = tfds.builder_from_directory(package.prepare(data_config))
+    prepared = preparation.builder_of(data_config.name).prepare(data_config)
+    builder = tfds.builder_from_directory(prepared)
     metadata = builder.info.metadata
     sources = {
         split: builder.as_data_source(split=split) if split in builder.info.splits else ()

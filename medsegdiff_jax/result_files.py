@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from medsegdiff_jax import report
+from medsegdiff_jax import imaging, report
 from medsegdiff_jax.types import InputError, Task
 
 SAVE = ("mask", "probability", "uncertainty", "overlay", "members")
@@ -28,17 +28,21 @@ class CaseFiles:
     case_id: str
     seconds: float
     pictures: report.CasePictures
-    writers: Mapping[str, Mapping[str, Callable[[Path], None]]]
+    writers: dict[str, dict[str, Callable[[Path], None]]]
 
     def write(self, folder: Path) -> dict[str, str | list[str]]:
-        """Writes all files to `folder`; returns {what: file name or names}."""
-        for writers in self.writers.values():
+        """Writes all files to `folder`, once, and lets go of their contents.
+
+        Returns:
+          {what: file name or names}.
+        """
+        files: dict[str, str | list[str]] = {}
+        while self.writers:
+            what, writers = self.writers.popitem()
             for name, write in writers.items():
                 write(folder / name)
-        return {
-            what: list(writers) if len(writers) > 1 else next(iter(writers))
-            for what, writers in self.writers.items()
-        }
+            files[what] = list(writers) if len(writers) > 1 else next(iter(writers))
+        return files
 
 
 def case_files(
@@ -98,8 +102,16 @@ def check_names(
             raise InputError(f"{path}: would be replaced by a result; choose another --output")
 
 
-def files_of(root: Path, folders: Sequence[str], suffixes: tuple[str, ...]) -> list[Path]:
-    """The file `root`, or the files with these suffixes in it, or in its first folder of `folders`.
+def files_of(
+    root: Path, folders: Sequence[str], suffixes: tuple[str, ...], every: bool = False
+) -> list[Path]:
+    """The file `root`, or the files with these suffixes in it, or in its folders.
+
+    Args:
+      root: a file or a folder.
+      folders: where there are such folders in `root`, the first of them is meant.
+      suffixes: of the files.
+      every: all of `folders` are meant, not the first.
 
     Raises:
       InputError: nothing there, or no such file in it.
@@ -107,11 +119,12 @@ def files_of(root: Path, folders: Sequence[str], suffixes: tuple[str, ...]) -> l
     if root.is_file():
         paths = [root]
     elif root.is_dir():
-        folder = next((root / name for name in folders if (root / name).is_dir()), root)
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        inner = [root / name for name in folders if (root / name).is_dir()] or [root]
+        inner = inner if every else inner[:1]
+        files = sorted(path for folder in inner for path in folder.iterdir() if path.is_file())
         paths = [path for path in files if _is_input(path, suffixes)]
         if len(paths) < len(files):
-            _log.info("%s: %d files that are no images", folder, len(files) - len(paths))
+            _log.info("%s: %d files that are no images", root, len(files) - len(paths))
     else:
         raise InputError(f"{root}: no such file or folder")
     if not paths or not _is_input(paths[0], suffixes):
@@ -136,7 +149,7 @@ def choose(
     path = Path(chosen)
     if not path.is_file():
         raise InputError(f"{path}: no such list")
-    stems = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    stems = imaging.read_names(path)
     missing = [stem for stem in stems if stem not in cases]
     if missing or not stems:
         raise InputError(f"{path}: {missing[0]} has no image" if missing else f"{path}: empty")

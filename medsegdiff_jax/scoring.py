@@ -164,6 +164,11 @@ def _find_references(root: Path, task: Task) -> list[dict[str, Path]]:
     if not folders:
         # A Decathlon folder may keep the labels of its test cases apart.
         folders = [root / name for name in single if (root / name).is_dir()] or [root]
+        if not task.exclusive and folders[0].name.startswith("labelsT"):
+            raise InputError(
+                f"{folders[0]}: holds the labels of a dataset, not the overlapping regions that "
+                "the model learnt; write these with python -m data and score against them"
+            )
         merged: dict[str, Path] = {}
         for folder in reversed(folders):
             merged |= _masks_in(folder, task)
@@ -176,10 +181,16 @@ def _find_references(root: Path, task: Task) -> list[dict[str, Path]]:
 
 
 def _masks_in(folder: Path, task: Task) -> dict[str, Path]:
-    paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    if task.modalities:
-        return {volumes.stem(path): path for path in paths if volumes.is_volume(path)}
-    return {path.stem: path for path in paths if path.suffix.lower() in imaging.IMAGE_SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        wanted = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
+        if path.name.startswith(".") or not path.name.lower().endswith(wanted):
+            continue
+        stem = volumes.stem(path) if task.modalities else path.stem
+        if stem in found:
+            raise InputError(f"{folder}: {found[stem].name} and {path.name} share a stem")
+        found[stem] = path
+    return found
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, None]:

@@ -236,6 +236,13 @@ class Segmenter:
         image = np.asarray(image)
         if image.ndim != 3 or 0 in image.shape:
             raise InputError(f"{case_id}: an image must be [H, W, C], this one is {image.shape}")
+        if self.task.modalities and (
+            image.dtype != np.uint16 or image.shape[-1] != self.task.image_channels
+        ):
+            raise InputError(
+                f"{case_id}: the model was trained on volumes (sample.py reads these); a slice is "
+                f"uint16 [H, W, {self.task.image_channels}] from volumes.to_stored"
+            )
         if image.dtype not in (np.uint8, np.uint16) and not np.isfinite(image).all():
             raise InputError(f"{case_id}: the image has pixels that are not finite")
         try:

@@ -40,7 +40,8 @@ def find(
     <case>_<modality>.nii.gz.
 
     Args:
-      source: a file, a folder, or a folder with imagesTs/, images/ or imagesTr/ in it (the first).
+      source: a file, a folder, or a folder with imagesTs/, images/ or imagesTr/ in it (the first
+        of them; with a list, all).
       chosen: text file with one case per line; only these, in this order.
       task: names the modalities.
 
@@ -48,7 +49,7 @@ def find(
       InputError: nothing there, no NIfTI file, a missing modality, two files for one case, or a
         chosen case that does not exist; names it.
     """
-    paths = files_of(Path(source), _FOLDERS, volumes.SUFFIXES)
+    paths = files_of(Path(source), _FOLDERS, volumes.SUFFIXES, every=chosen is not None)
     if Path(source).is_file():
         paths = _siblings(Path(source), task.modalities)
     found: dict[str, dict[int, Path]] = {}
@@ -69,7 +70,10 @@ def _named(paths: Sequence[Path], modalities: Sequence[Modality]) -> dict[Path, 
     Where files are named by modality, others beside them (a segmentation, say) are no scans.
     """
     stems = {path: volumes.stem(path) for path in paths}
-    if all(re.search(r"_\d{4}$", stem) for stem in stems.values()):
+    numbered = all(re.search(r"_\d{4}$", stem) for stem in stems.values())
+    # Other datasets number their cases like this: amos_0001, amos_0004.
+    numbers = {int(stem[-4:]) for stem in stems.values()} if numbered else set()
+    if numbers == {0} or (len(modalities) > 1 and 0 in numbers):
         return {path: (stem[:-5], int(stem[-4:])) for path, stem in stems.items()}
     named = {}
     for path, stem in stems.items() if len(modalities) > 1 else ():
@@ -122,6 +126,7 @@ def segment(
                 around = volumes.neighbours(index, depth, config.neighbours)
                 channels = [volume.slices[i] for i in around]
                 yield slice_id(name, index), np.concatenate(channels, axis=-1)
+            del volume  # or it would stay while the next one is read
 
     for result in segmenter.stream(slices(), settings, keep_members="members" in save):
         name = volume_of(result.case_id)

@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import itertools
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,10 @@ PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
 
 PERCENTILES = (0.5, 99.5)  # of a modality without window
 _FULL = 65535
-_READ_ERRORS = (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError)
+_CHUNK = 1 << 24  # bytes
+_MILLIMETRES = {"micron": 1e-3, "meter": 1e3}
+_READ_ERRORS = (OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error)
+_READ_ERRORS += (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +52,22 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size along each array axis, mm."""
-        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
+        unit = _MILLIMETRES.get(self.header.get_xyzt_units()[0], 1.0)
+        return tuple(unit * float(size) for size in nib.affines.voxel_sizes(self.affine))
 
     def offset(self, other: "Grid") -> float:
-        """How far apart, in mm, the same corner voxel of two files of one shape lies at most."""
+        """How far apart the same corner of two files of one shape lies at most, in voxels."""
         corners = np.array(list(itertools.product(*((0, size - 1) for size in self.shape))))
         shift = nib.affines.apply_affine(self.affine - other.affine, corners)
-        return float(np.linalg.norm(shift, axis=1).max())
+        smallest = nib.affines.voxel_sizes(self.affine).min()
+        return float(np.linalg.norm(shift, axis=1).max() / smallest)
 
     def matches(self, other: "Grid") -> bool:
         """Whether two files have the same voxels: one shape, and no corner half a voxel away.
 
         Programs round affines, and some public datasets have labels whose origin was rounded.
         """
-        return self.shape == other.shape and self.offset(other) < 0.5 * min(self.spacing)
+        return self.shape == other.shape and self.offset(other) < 0.5
 
 
 def is_volume(path: Path) -> bool:
@@ -84,13 +90,23 @@ def _open(path: Path) -> nib.Nifti1Image:
         raise InputError(f"{path}: cannot be read as NIfTI ({reason})") from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
         raise InputError(f"{path}: is {type(image).__name__}, not NIfTI")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: holds {image.get_data_dtype()} voxels, not numbers")
+    axes = image.affine[:3, :3]
+    if not np.isfinite(axes).all() or not (
+        abs(np.linalg.det(axes)) > 1e-6 * np.prod(np.linalg.norm(axes, axis=0))
+    ):
         raise InputError(f"{path}: its affine says nothing of where the voxels lie")
     return image
 
 
 def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     try:
+        if path.name.lower().endswith(".gz"):
+            # nibabel stops at the last voxel, before the checksum.
+            with gzip.open(path) as file:
+                while file.read(_CHUNK):
+                    pass
         # Scale factors are applied in float32; anything finer is below the rounding to 16 bits.
         voxels = image.get_fdata(caching="unchanged", dtype=np.float32)
     except _READ_ERRORS as error:
@@ -172,7 +188,7 @@ def _difference(one: Grid, *others: Grid) -> str:
     other = others[-1]
     if one.shape != other.shape:
         return f"shape {other.shape}, not {one.shape}"
-    return f"their corners lie up to {one.offset(other):.3g} mm apart"
+    return f"their corners lie up to {one.offset(other):.3g} voxels apart"
 
 
 def _transform(grid: Grid, plane: str) -> np.ndarray:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from data.builder import SegmentationBuilder
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, share, without_validation
+from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, held_out_splits
 from data.layout import find_folder
 from medsegdiff_jax.types import InputError, Modality, Task
 from medsegdiff_jax.volumes import SUFFIXES
@@ -67,13 +67,11 @@ class Builder(SegmentationBuilder):
         cases = {
             name: _case(folder, values) for name, folder in sorted(_case_folders(root).items())
         }
-        training, test = share(cases, 0.2)
-        splits = without_validation((cases[name] for name in training), validation_fraction)
         return Catalogue(
             root=root,
             task=task,
             raters=("",),
-            splits={**splits, "test": tuple(cases[name] for name in test)},
+            splits=held_out_splits(cases.values(), validation_fraction),
             notes=(
                 "test is a fifth of the labelled patients by a hash of their names; the official "
                 "validation and test sets have no public labels",

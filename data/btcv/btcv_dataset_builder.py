@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from data.builder import SegmentationBuilder
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, share, without_validation
+from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, held_out_splits
 from data.layout import find_folder
 from data.pairing import paired
 from medsegdiff_jax.types import InputError, Modality, Task
@@ -66,13 +66,11 @@ class Builder(SegmentationBuilder):
         }
         if not cases:
             raise InputError(f"{folder}: no scan img0001.nii.gz or the like")
-        training, test = share(cases, 0.2)
-        splits = without_validation((cases[name] for name in training), validation_fraction)
         return Catalogue(
             root=root,
             task=task,
             raters=("",),
-            splits={**splits, "test": tuple(cases[name] for name in test)},
+            splits=held_out_splits(cases.values(), validation_fraction),
             notes=(
                 "test is a fifth of the labelled scans by a hash of their names; the official test "
                 "set has no public labels",

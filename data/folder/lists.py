@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data.catalogue import names, share
+from medsegdiff_jax.imaging import read_names
 from medsegdiff_jax.types import InputError
 
 LISTS = {
@@ -33,8 +34,7 @@ def read_lists(
         if len(present) > 1:
             raise InputError(f"{root}: has both {present[0].name} and {present[1].name}")
         for path in present:
-            ids = [line.strip() for line in path.read_text("utf-8").splitlines()]
-            lists[split] = ids = [one for one in ids if one]
+            lists[split] = ids = read_names(path)
             missing = [one for one in ids if one not in known_ids]
             if missing:
                 raise InputError(f"{path}: no image in {images} for {names(missing)}")

@@ -2,6 +2,4 @@
 
 from data.isic2018.isic2018_dataset_builder import Builder
 
-prepare = Builder.prepare
-
-__all__ = ["Builder", "prepare"]
+__all__ = ["Builder"]

@@ -66,6 +66,29 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     @classmethod
+    def prepare(cls, data_config: Any) -> Path:
+        """Draws the phantoms of `data_config`, or finds them drawn; returns the dataset's folder.
+
+        Args:
+          data_config: variant, image_size, cache_dir.
+
+        Raises:
+          InputError: unknown variant or an image size below 1.
+        """
+        variant = _checked_variant(data_config)
+        if data_config.image_size < 1:
+            raise InputError("data.image_size: must be at least 1")
+        config = PhantomConfig(
+            name=f"{variant}_size{data_config.image_size}",
+            variant=variant,
+            image_size=data_config.image_size,
+        )
+        cache = preparation.cache_root(data_config.cache_dir)
+        with preparation.quiet_tfds():
+            builder = cls(config=config, data_dir=str(cache), file_format="array_record")
+        return preparation.write(builder)
+
+    @classmethod
     def write_split(cls, data_config: Any, split: str, output: Path, count: int | None) -> None:
         """Writes the first `count` cases of a split as a plain folder (None: all of them).
 
@@ -129,26 +152,3 @@ def _report(config: PhantomConfig) -> str:
         f"{model.NATIVE_SIZE}x{model.NATIVE_SIZE}\n"
         f"  masks   {model.RATERS} per case; classes {', '.join(task.classes)}"
     )
-
-
-def prepare(data_config: Any) -> Path:
-    """Draws the phantoms of `data_config`, or finds them drawn; returns the dataset's folder.
-
-    Args:
-      data_config: variant, image_size, cache_dir.
-
-    Raises:
-      InputError: unknown variant or an image size below 1.
-    """
-    variant = _checked_variant(data_config)
-    if data_config.image_size < 1:
-        raise InputError("data.image_size: must be at least 1")
-    config = PhantomConfig(
-        name=f"{variant}_size{data_config.image_size}",
-        variant=variant,
-        image_size=data_config.image_size,
-    )
-    cache = preparation.cache_root(data_config.cache_dir)
-    with preparation.quiet_tfds():
-        builder = Builder(config=config, data_dir=str(cache), file_format="array_record")
-    return preparation.write(builder)

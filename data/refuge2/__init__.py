@@ -2,6 +2,4 @@
 
 from data.refuge2.refuge2_dataset_builder import Builder
 
-prepare = Builder.prepare
-
-__all__ = ["Builder", "prepare"]
+__all__ = ["Builder"]

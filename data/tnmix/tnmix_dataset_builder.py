@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data.builder import SegmentationBuilder
-from data.catalogue import Case, Catalogue, MaskFile, share, without_validation
+from data.catalogue import Case, Catalogue, MaskFile, held_out_splits
 from data.layout import find_folder, pictures
 from data.pairing import paired
 from medsegdiff_jax.types import InputError, Task
@@ -17,7 +17,6 @@ SOURCES = {
     "tnscui": ("TNSCUI2020_train", "TNSCUI2020/TNSCUI2020_train"),
     "ddti": ("DDTI/1_or_data", "1_or_data"),
 }
-TEST_SHARE = 0.2
 
 
 class Builder(SegmentationBuilder):
@@ -47,7 +46,7 @@ class Builder(SegmentationBuilder):
             cases = _cases(folder, source)
             notes.append(f"{source} {len(cases)} images")
             # Each source on its own, so that both are in every split in the same proportion.
-            for split, part in _split(cases, validation_fraction).items():
+            for split, part in held_out_splits(cases, validation_fraction).items():
                 splits[split] += part
         return Catalogue(
             root=root,
@@ -64,16 +63,6 @@ def _cases(folder: Path, source: str) -> tuple[Case, ...]:
         Case(f"{source}_{stem}", (image,), ((MaskFile(mask, VALUES),),))
         for stem, (image, mask) in paired(images, masks).items()
     )
-
-
-def _split(cases: tuple[Case, ...], validation_fraction: float) -> dict[str, tuple[Case, ...]]:
-    _, taken = share(map(_id, cases), TEST_SHARE)
-    test = set(taken)
-    rest = (case for case in cases if case.id not in test)
-    return {
-        **without_validation(rest, validation_fraction),
-        "test": tuple(case for case in cases if case.id in test),
-    }
 
 
 def _id(case: Case) -> str:

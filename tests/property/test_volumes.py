@@ -145,7 +145,11 @@ def test_a_constant_volume_becomes_zero():
     ("name", "damage", "message"),
     [
         ("shape", lambda v, a: (v[:-1], a), r"shape \(6, 6, 5\), not \(7, 6, 5\)"),
-        ("affine", lambda v, a: (v, a + np.eye(4, k=3)), "their corners lie up to 1 mm apart"),
+        (
+            "affine",
+            lambda v, a: (v, a + np.eye(4, k=3)),
+            "lie up to 1.25 voxels apart",
+        ),
     ],
 )
 def test_labels_on_other_voxels_are_refused(tmp_path, scan, name, damage, message):
@@ -163,7 +167,15 @@ def test_a_rounded_origin_is_no_other_grid(tmp_path, scan):
     shift[0, 3] = 0.3
     _, other = volumes.read_labels(save(tmp_path / "b.nii.gz", voxels, affine + shift))
     volumes.check_grids(grid, other, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
-    assert grid.offset(other) == pytest.approx(0.3, abs=1e-6)
+    assert grid.offset(other) == pytest.approx(0.3 / 0.8, abs=1e-6)
+
+
+def test_spacing_is_in_millimetres(tmp_path, scan):
+    image = nib.Nifti1Image(*scan)
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii.gz")
+    _, grid = volumes.read_labels(tmp_path / "a.nii.gz")
+    assert grid.spacing == pytest.approx((0.8e-3, 1.5e-3, 4e-3))
 
 
 def test_what_is_no_volume_is_refused_by_name(tmp_path, scan):
@@ -181,6 +193,12 @@ def test_what_is_no_volume_is_refused_by_name(tmp_path, scan):
         save(tmp_path / "flat.nii.gz", voxels[0], affine): "not that of a volume",
         tmp_path / "missing.nii": "cannot be read as NIfTI",
     }
+    flipped = bytearray(save(tmp_path / "flipped.nii.gz", voxels, affine).read_bytes())
+    flipped[len(flipped) // 2] ^= 255
+    (tmp_path / "flipped.nii.gz").write_bytes(flipped)
+    refused[tmp_path / "flipped.nii.gz"] = "cannot be read as NIfTI"
+    colours = np.zeros(voxels.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    refused[save(tmp_path / "rgb.nii.gz", colours, affine)] = "voxels, not numbers"
     for path, message in refused.items():
         with pytest.raises(InputError, match=rf"{path.name}: .*{message}"):
             volumes.read_image([path], 1)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from medsegdiff_jax import input_pipeline, losses, networks, process, train_state
+from data import preparation
+from medsegdiff_jax import losses, networks, process, train_state
 from medsegdiff_jax.types import Task
 
 TASK = Task(("lesion",), (1,), True, 3)
@@ -48,7 +49,7 @@ DATASETS = [name for name in shipped() if name not in OWN_NETWORK]
 
 
 def test_every_dataset_has_a_config():
-    assert {*DATASETS, "phantom"} == set(input_pipeline.DATASETS)
+    assert {*DATASETS, "phantom"} == set(preparation.DATASETS)
     for name in DATASETS:
         assert importlib.import_module(f"configs.{name}").get_config().data.name == name
 

@@ -1,10 +1,13 @@
 """What Segmenter does around the network: pixels as in training, constant batches, own sizes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from medsegdiff_jax import fusion, imaging
 from medsegdiff_jax.segmenter import Segmenter
+from medsegdiff_jax.types import InputError, Modality
 
 SIDE = 16
 SIZES = ((20, 28), (16, 16), (40, 9), (13, 31), (20, 28))
@@ -55,7 +58,7 @@ def test_the_network_sees_what_training_saw(segmenter, images, recorded):
     for index, image in enumerate((images[0], grey16)):
         stored = imaging.match_channels(imaging.resize_image(image, (16, 16)), 3)
         np.testing.assert_array_equal(
-            seen[index], imaging.normalize(imaging.to_unit(stored), "zscore")
+            seen[index], imaging.normalize(imaging.to_unit(stored), segmenter.task)
         )
     # CRC-32 of "colour" and "grey", from Perl's Compress::Zlib.
     assert keys[:2].tolist() == [0xFAF865CE, 0xE193FAE2]
@@ -83,3 +86,12 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     vote = segmenter([image], case_ids=["x"], fusion="vote").probability[0, 8, :, 0]
     decided = fusion.decide(recorded.samples, segmenter.task).mean(axis=0)
     np.testing.assert_allclose(vote, imaging.resize_probability(decided, (16, 64))[8, :, 0])
+
+
+def test_slices_of_volumes_come_prepared(tiny_model):
+    scan = dataclasses.replace(tiny_model.task, modalities=(Modality("CT", (-160.0, 240.0)),) * 3)
+    segmenter = Segmenter(dataclasses.replace(tiny_model, task=scan))
+    for wrong in (np.zeros((1, 9, 9, 3), np.float32), np.zeros((1, 9, 9, 1), np.uint16)):
+        with pytest.raises(InputError, match=r"a slice is uint16 \[H, W, 3\]"):
+            segmenter(wrong)
+    assert segmenter(np.zeros((1, 9, 9, 3), np.uint16), steps=1, members=1).mask.shape == (1, 9, 9)

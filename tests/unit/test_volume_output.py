@@ -26,6 +26,8 @@ def folder_of(root, *names):
         (ONE, ("a_0000.nii.gz", "b_0000.nii.gz"), {"a": ["a_0000.nii.gz"], "b": ["b_0000.nii.gz"]}),
         # A number that not all files have is part of the name.
         (ONE, ("a_0000.nii.gz", "b.nii.gz"), {"a_0000": ["a_0000.nii.gz"], "b": ["b.nii.gz"]}),
+        (ONE, ("amos_0004.nii.gz", "amos_0507.nii.gz"), None),
+        (ONE, ("amos_0004.nii.gz",), None),
         (TWO, ("a_0001.nii.gz", "a_0000.nii.gz"), {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}),
         (
             TWO,
@@ -39,6 +41,8 @@ def test_cases_and_modalities_by_name(tmp_path, task, names, cases):
     root = folder_of(tmp_path / "scans", *names, "._hidden.nii.gz")
     (root / "notes.txt").touch()
     found = volume_output.find(root, None, task)
+    if cases is None:  # a file is a case
+        cases = {name.removesuffix(".nii.gz"): [name] for name in names}
     assert {case: [path.name for path in paths] for case, paths in found.items()} == cases
 
 
@@ -57,6 +61,9 @@ def test_a_folder_in_the_folder_is_preferred_and_a_list_chooses(tmp_path):
     (tmp_path / "list.txt").write_text("y\n")
     assert list(volume_output.find(tmp_path / "data", None, ONE)) == ["x", "y"]
     assert list(volume_output.find(tmp_path / "data", tmp_path / "list.txt", ONE)) == ["y"]
+    (tmp_path / "list.txt").write_text("y\ntrain\n", "utf-8-sig")  # as some editors write it
+    found = volume_output.find(tmp_path / "data", tmp_path / "list.txt", ONE)
+    assert list(found) == ["y", "train"]
 
 
 @pytest.mark.parametrize(
