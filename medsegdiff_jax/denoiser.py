@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from medsegdiff_jax import samplers, schedules
 from medsegdiff_jax.partitioning import on_data, replicated
@@ -82,6 +82,19 @@ def make_segment_fn(
 
 
 def compile_segment_fn(segment: SegmentFn, mesh: Mesh) -> SegmentFn:
-    """`segment` compiled for `mesh`: cases split over "data", parameters and result on all."""
+    """`segment` compiled for `mesh`: cases split over "data", parameters and result on all.
+
+    Each device runs the whole ensemble of its cases by itself (`jax.shard_map`) and only the result
+    is gathered. Left to the compiler, the vmap over members makes every convolution reshape members
+    and cases into one axis, for which it gathers the cases of all devices at each layer.
+    """
     shared, split = replicated(mesh), on_data(mesh)
-    return jax.jit(segment, in_shardings=(shared, split, split, shared), out_shardings=shared)
+    cases = PartitionSpec("data")
+    per_device = jax.shard_map(
+        segment,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), cases, cases, PartitionSpec()),
+        out_specs=PartitionSpec(None, "data"),
+        check_vma=False,  # the scan's noise starts from keys that are the same on all devices
+    )
+    return jax.jit(per_device, in_shardings=(shared, split, split, shared), out_shardings=shared)

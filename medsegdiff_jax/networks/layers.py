@@ -122,6 +122,10 @@ def dtype_of(name: str) -> jnp.dtype:
 
 
 def batch_sharded(batch: int) -> bool:
-    """True if the active mesh splits this batch: several devices on "data", each with a share."""
-    devices = jax.sharding.get_abstract_mesh().shape.get("data", 1)
-    return devices > 1 and batch % devices == 0
+    """True if the compiler splits this batch over the active mesh, each device a share.
+
+    Within `jax.shard_map` over "data" it is one device's share already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.shape.get("data", 1)
+    return devices > 1 and "data" not in mesh.manual_axes and batch % devices == 0

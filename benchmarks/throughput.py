@@ -1,0 +1,239 @@
+"""Speed, arithmetic and memory of training and sampling, for one config.
+
+    python -m benchmarks.throughput --config=configs/folder.py:default,paper --precision=bfloat16 \
+        --batch=32 --peak_tflops=989 --output=benchmarks/results/throughput.json
+
+Inputs are noise on the devices, so the input pipeline is left out (input_pipeline.py measures it).
+FLOPs are those that the compiler counts in the program of one device; utilisation (MFU) is their
+rate over --peak_tflops. It counts the body of a loop once, so sampling has no such figure.
+--against names a Python file with `make(batch, size, channels)` that returns a function which makes
+one training step of another implementation; it runs in the same call.
+"""
+
+import importlib.util
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.folder_comparison import hardware, versions
+from medsegdiff_jax import cli, denoiser, losses, networks, process, train_state, trainer
+from medsegdiff_jax.partitioning import data_mesh, on_data, replicated
+from medsegdiff_jax.types import InputError, Task
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+_BATCH = flags.DEFINE_integer("batch", 16, "Images per training step, cases per sampling call.")
+_CHANNELS = flags.DEFINE_integer("channels", 3, "Channels of the images.")
+_PRECISION = flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Compute dtype.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls, after one that warms up.")
+_PEAK = flags.DEFINE_float("peak_tflops", None, "Of one device at this precision, for MFU.")
+_AGAINST = flags.DEFINE_string("against", None, "Python file with make(batch, size, channels).")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+_COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "c64": 8}
+
+
+def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Seconds of a call: median and quartiles, after one call that warms up."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - began)
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return {"median_s": statistics.median(seconds), "low_s": low, "high_s": high}
+
+
+def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """The compiled program of a jitted function, and what the compiler says of it."""
+    began = time.perf_counter()
+    program = function.lower(*arguments).compile()
+    facts = {"compile_s": round(time.perf_counter() - began, 2)}
+    cost = program.cost_analysis() or {}
+    facts["gflops"] = round(cost.get("flops", float("nan")) / 1e9, 3)
+    memory = program.memory_analysis()
+    if memory is not None:
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        total = held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        facts["program_GiB"] = round(total / 2**30, 4)
+    facts["collectives"] = collectives(program.as_text())
+    return program, facts
+
+
+def collectives(program: str) -> dict[str, dict[str, int]]:
+    """Kind -> how many there are in a compiled program's text, and the bytes of their results.
+
+    What stands in a loop counts once.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for line in program.splitlines():
+        match = _COLLECTIVE.search(line)
+        if not match:
+            continue
+        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        for dtype, shape in _ARRAY.findall(match[1]):
+            entry["bytes"] += math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(
+                dtype, 4
+            )
+    return found
+
+
+class Subject:
+    """The network of a config with inputs of noise on all devices."""
+
+    def __init__(self, config: Any, batch: int, channels: int, precision: str):
+        config.model.dtype = precision
+        self.config, self.batch, self.size = config, batch, config.data.image_size
+        self.task = Task(("lesion",), (1,), True, channels)
+        self.model = networks.build(config.model, self.task, self.size)
+        self.process = process.build(config.diffusion, self.task)
+        self.mesh = data_mesh()
+        self.shared, self.split = replicated(self.mesh), on_data(self.mesh)
+        optimizer = train_state.build_optimizer(config.optim, config.num_steps)
+        self.optimizer = optimizer
+        shape = (self.size, self.size, channels)
+        self.state = jax.jit(
+            lambda key: train_state.init(self.model, optimizer, shape, 1, key),
+            out_shardings=self.shared,
+        )(jax.random.key(0))
+        rng = np.random.default_rng(0)
+        image = rng.standard_normal((batch, *shape), np.float32)
+        self.image = jax.device_put(image, self.split)
+        mask = (rng.random((batch, self.size, self.size, 1)) < 0.2).astype(np.float32)
+        self.mask = jax.device_put(mask, self.split)
+
+    def train(self, repeats: int) -> dict[str, Any]:
+        """One update of the whole batch."""
+        step = trainer.make_train_step(
+            self.model,
+            self.process,
+            losses.build(self.config.loss),
+            self.optimizer,
+            self.config.ema_decay,
+            0,
+        )
+        batch = {"image": self.image, "mask": self.mask}
+        step = jax.jit(step, in_shardings=(self.shared, self.split), out_shardings=self.shared)
+        program, facts = compiled(step, self.state, batch)
+        return self._row(facts, timed(lambda: program(self.state, batch), repeats))
+
+    def denoise(self, repeats: int) -> dict[str, Any]:
+        """One denoising step of the whole batch, the condition given."""
+
+        def encode(params: Any, image: Any) -> Any:
+            return self.model.apply({"params": params}, image, method="encode")
+
+        def step(params: Any, x_t: Any, condition: Any) -> Any:
+            t = jnp.int32(self.process.schedule.num_steps // 2)
+            bound = denoiser.bind(self.model, self.process, params, condition)
+            return bound(x_t, t).x0
+
+        params = self.state.ema_params
+        condition = jax.jit(encode, in_shardings=(self.shared, self.split))(params, self.image)
+        program, facts = compiled(jax.jit(step), params, self.mask, condition)
+        return self._row(facts, timed(lambda: program(params, self.mask, condition), repeats))
+
+    def segment(self, repeats: int) -> dict[str, Any]:
+        """The whole ensemble of the config's `sampling`."""
+        sampling = self.config.sampling
+        names = ("members", "steps", "sampler", "member_chunk")
+        function = denoiser.make_segment_fn(
+            self.model, self.process, **{name: sampling[name] for name in names}
+        )
+        arguments = (
+            self.state.ema_params,
+            self.image,
+            jax.device_put(np.arange(self.batch, dtype=np.uint32), self.split),
+            np.uint32(0),
+        )
+        program, facts = compiled(denoiser.compile_segment_fn(function, self.mesh), *arguments)
+        facts["gflops"] = float("nan")  # its loops would count once
+        row = self._row(facts, timed(lambda: program(*arguments), repeats))
+        return {"members": sampling.members, "steps": sampling.steps, **row}
+
+    def _row(self, facts: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+        rate = self.batch / seconds["median_s"]
+        # The compiler counts the program of one device.
+        flops = facts["gflops"] * 1e9 / seconds["median_s"]
+        return {
+            "images_per_s": round(rate, 3),
+            **facts,
+            **seconds,
+            "tflops": round(flops / 1e12, 4),
+        }
+
+
+def against(path: str, batch: int, size: int, channels: int, repeats: int) -> dict[str, float]:
+    """Images/s of another implementation's training step.
+
+    Raises:
+      InputError: no such file, or no `make` in it.
+    """
+    spec = importlib.util.spec_from_file_location("adapter", path)
+    if spec is None or not Path(path).is_file():
+        raise InputError(f"--against: no Python file at {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "make"):
+        raise InputError(f"--against: {path} has no function make(batch, size, channels)")
+    seconds = timed(module.make(batch, size, channels), repeats)
+    return {"images_per_s": round(batch / seconds["median_s"], 3), **seconds}
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints a table, writes --output."""
+    del argv
+    subject = Subject(_CONFIG.value, _BATCH.value, _CHANNELS.value, _PRECISION.value)
+    with jax.set_mesh(subject.mesh):
+        rows = {"train": subject.train(_REPEATS.value)}
+        if subject.model.generative:
+            rows["denoise"] = subject.denoise(_REPEATS.value)
+        rows["segment"] = subject.segment(max(2, _REPEATS.value // 5))
+    if _AGAINST.value:
+        arguments = (_BATCH.value, subject.size, _CHANNELS.value, _REPEATS.value)
+        rows["against: train"] = against(_AGAINST.value, *arguments)
+        ratio = rows["train"]["images_per_s"] / rows["against: train"]["images_per_s"]
+        print(f"training is {ratio:.2f} times as fast as {_AGAINST.value}")
+    print(f"{'':14}  images/s  compile s   GFLOP  TFLOP/s    MFU  program GiB")
+    for name, row in rows.items():
+        if _PEAK.value and "tflops" in row:
+            row["mfu"] = round(row["tflops"] / _PEAK.value, 4)
+        cells = [row.get(key, float("nan")) for key in ("compile_s", "gflops", "tflops", "mfu")]
+        print(
+            f"{name:14}  {row['images_per_s']:8.2f}  {cells[0]:9.1f}  {cells[1]:6.1f}  "
+            f"{cells[2]:7.3f}  {cells[3]:5.3f}  {row.get('program_GiB', float('nan')):11.3f}"
+        )
+    memory = jax.local_devices()[0].memory_stats() or {}
+    result = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "config": _CONFIG.value.to_dict(),
+        "batch": _BATCH.value,
+        "precision": _PRECISION.value,
+        "devices": jax.device_count(),
+        "peak_GiB": round(memory.get("peak_bytes_in_use", 0) / 2**30, 3) or None,
+        "rows": rows,
+    }
+    if _OUTPUT.value:
+        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    cli.run(main)
