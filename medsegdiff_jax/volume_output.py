@@ -6,6 +6,7 @@ each result in 8 bits, so memory does not grow with classes that are not saved.
 """
 
 import functools
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from medsegdiff_jax.types import InputError, Modality, Task, slice_id, volume_of
 
 SUFFIX = ".nii.gz"
 OVERLAY_SLICES = 9
+OVERLAY_PIXELS = 256  # longer side of a slice in the overlay, at least
 _FOLDERS = ("imagesTs", "images", "imagesTr")
 
 
@@ -211,12 +213,11 @@ class _Volume:
         )
 
     def _displayed(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Size of a slice with square pixels, none smaller than the scan's finer ones."""
+        """Size of a slice with square pixels, none smaller than the scan's, and large enough."""
         spacing = volumes.plane_spacing(self._grid, self._plane)
-        finest = min(spacing)
-        return tuple(
-            max(1, round(n * size / finest)) for n, size in zip(shape, spacing, strict=True)
-        )
+        sides = [n * size / min(spacing) for n, size in zip(shape, spacing, strict=True)]
+        zoom = max(1, math.ceil(OVERLAY_PIXELS / max(sides)))
+        return tuple(round(zoom * side) for side in sides)
 
     def _overlay(self) -> np.ndarray:
         """Nine slices through the segmentation (the whole volume if it is empty): [3 h, 3 w, 3]."""
