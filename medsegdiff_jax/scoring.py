@@ -39,13 +39,13 @@ class Evaluation:
       scores: one per case and class, before the empty-mask policy.
       table: summary per class and metric.
       unscored: references without a prediction.
-      spacing: where the unit of HD95 comes from, in words.
+      spacing: height and width of a pixel, which HD95 is measured in; for volumes, words.
     """
 
     scores: list[CaseScore]
     table: dict[str, dict[str, Summary]]
     unscored: list[str]
-    spacing: str
+    spacing: list[float] | str
 
 
 def evaluate(
@@ -83,7 +83,7 @@ def evaluate(
             masks = (class_mask(labels, task, index) for labels in (prediction, reference))
             scores.append(aggregate.score_case(case, class_name, *masks, case_spacing))
     known = {stem for masks in raters for stem in masks}
-    unit = "of each volume, mm" if task.modalities else f"{spacing or 'pixels'}"
+    unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
     table = aggregate.table(scores, policy)
     return Evaluation(scores, table, sorted(known - set(files)), unit)
 

@@ -83,7 +83,7 @@ class Task:
             image_channels=int(fields["image_channels"]),
             modalities=tuple(
                 Modality(one["name"], tuple(one["window"]) if one["window"] else None)
-                for one in fields["modalities"]
+                for one in fields.get("modalities", ())
             ),
         )
 

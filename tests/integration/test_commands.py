@@ -102,7 +102,7 @@ def test_sample_writes_the_files_of_every_case(predicted):
         np.testing.assert_array_equal((mask > 0)[clear], (probability >= 128)[clear])
     assert {path.name for path in output.iterdir()} == expected
     assert min(pixels(output / "contact_sheet.png").shape[:2]) > 200
-    assert "2/2 cases" in outcome.stderr
+    assert "segmenting  2/2" in outcome.stderr
     assert "using EMA weights of step 60" in outcome.stdout
     assert "2 members, 2 ddim steps, fused by" in outcome.stdout
 
