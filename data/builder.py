@@ -75,7 +75,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         Raises:
           InputError: no path, or data that cannot be right.
         """
-        where = {field: data_config[field] for field in ("path", "variant", "validation_fraction")}
+        where = _where(data_config)
         window = tuple(data_config.window)
         options = Options(data_config.image_size, data_config.plane, window)
         cache = preparation.cache_root(data_config.cache_dir)
@@ -98,8 +98,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         Raises:
           InputError: data that cannot be right, or fewer cases than `count`.
         """
-        fields = ("path", "variant", "validation_fraction")
-        catalogue = cls._catalogue(**{field: data_config[field] for field in fields})
+        catalogue = cls._catalogue(**_where(data_config))
         cases = catalogue.splits.get(split, ())
         write_cases(catalogue, cases[: check_count(count, split, len(cases))], output)
 
@@ -237,6 +236,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     },
                 )
                 key += 1
+
+
+def _where(data_config: Any) -> dict[str, Any]:
+    """What says which cases there are, and in which split."""
+    return {field: data_config[field] for field in ("path", "variant", "validation_fraction")}
 
 
 def _label_dtype(task: Task) -> np.dtype:

@@ -21,7 +21,7 @@ def digests(catalogue: Catalogue, memo: Path, threads: int) -> dict[Path, str]:
     files = [path for case in catalogue.cases for path in case.files]
     files = list(dict.fromkeys((*files, *catalogue.extra_files)))
     listing = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    note = memo / f"{_hash(listing)[:32]}.json"
+    note = memo / f"{hash_tree(listing)[:32]}.json"
     if note.is_file():
         found = json.loads(note.read_text())
     else:
@@ -44,7 +44,7 @@ def fingerprint(
         for path, digest in contents.items()
     ]
     splits = {split: [case.id for case in cases] for split, cases in catalogue.splits.items()}
-    return _hash([files, splits, dict(settings)])[:16]
+    return hash_tree([files, splits, dict(settings)])[:16]
 
 
 def leaks(catalogue: Catalogue, contents: Mapping[Path, str]) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def leaks(catalogue: Catalogue, contents: Mapping[Path, str]) -> tuple[str, ...]
     found = []
     for split, cases in catalogue.splits.items():
         for case in cases:
-            digest = _hash([contents[path] for path in case.images])
+            digest = hash_tree([contents[path] for path in case.images])
             other, first = owner.setdefault(digest, (split, case.images[0]))
             if other != split:
                 found.append(f"{first} ({other}) = {case.images[0]} ({split})")
@@ -65,5 +65,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash(tree: Any) -> str:
+def hash_tree(tree: Any) -> str:
+    """SHA-256, 64 hex digits, of what JSON can say."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

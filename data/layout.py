@@ -92,6 +92,23 @@ def official_splits(
     return splits
 
 
+def missing_splits(
+    found: Mapping[str, tuple[Case, ...] | None], folders: Mapping[str, str]
+) -> tuple[str, ...]:
+    """A line for the report for each official set but the training set that is not there.
+
+    Args:
+      found: split -> its cases, None if the user lacks it.
+      folders: split -> where it would be.
+    """
+    instead = {"validation": "taken from the training set", "test": "empty"}
+    return tuple(
+        f"no {folders[split]}: the {split} set is {what}"
+        for split, what in instead.items()
+        if found[split] is None
+    )
+
+
 def _check_disjoint(splits: Mapping[str, tuple[Case, ...]]) -> None:
     owner: dict[str, Path] = {}
     twice = []

@@ -5,7 +5,6 @@ it stopped, and after a faulty file is mended the others are not read again.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.catalogue import Case, Catalogue, MaskFile
+from data.fingerprint import hash_tree
 from medsegdiff_jax import imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Modality, Task, case_key
@@ -147,11 +147,7 @@ def _name(case: Case, task: Task | None, contents: Mapping[Path, str], options: 
     ]
     images = [contents[path] for path in case.images]
     settings = [dataclasses.asdict(options), task.to_json() if task else None, VERSION]
-    return _hash([case.id, images, raters, settings])
-
-
-def _hash(tree: Any) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:32]
+    return hash_tree([case.id, images, raters, settings])[:32]
 
 
 def read_case(
@@ -280,7 +276,7 @@ def with_windows(
         modalities = tuple(Modality(one.name, options.window) for one in task.modalities)
     elif any(one.name == "CT" and one.window is None for one in task.modalities):
         training = [_name(case, task, contents, options) for case in catalogue.splits["train"]]
-        note = folder / f"windows_{_hash(training)}.json"
+        note = folder / f"windows_{hash_tree(training)[:32]}.json"
         if not note.is_file():
             windows = _foreground_windows(catalogue, threads)
             with imaging.replacing(note) as temporary:

@@ -29,6 +29,11 @@ _TO_COLOUR = {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB", "CMYK": "RG
 _TO_COLOUR |= {"YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "1": "L", "LA": "L", "La": "L"}
 
 
+def reason(error: Exception) -> str:
+    """What a library says is wrong, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _open(path: Path) -> Image.Image:
     """Decodes one file completely; InputError if it cannot be read or would lose depth."""
     try:
@@ -45,8 +50,7 @@ def _open(path: Path) -> Image.Image:
     except InputError:
         raise
     except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an image ({reason})") from error
+        raise InputError(f"{path}: cannot be read as an image ({reason(error)})") from error
 
 
 def check_image(path: str | os.PathLike) -> None:
@@ -59,8 +63,7 @@ def check_image(path: str | os.PathLike) -> None:
         with Image.open(path):
             pass
     except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an image ({reason})") from error
+        raise InputError(f"{path}: cannot be read as an image ({reason(error)})") from error
 
 
 def _is_deep(tile: tuple) -> bool:

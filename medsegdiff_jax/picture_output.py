@@ -13,7 +13,6 @@ from medsegdiff_jax.result_files import (
     case_files,
     choose,
     class_channels,
-    file_names,
     files_of,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
@@ -90,8 +89,6 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
         seconds=result.seconds,
         pictures=report.case_pictures(result.case_id, result.image, *answers, task),
         writers=writers,
-        names={
-            what: file_names(result.case_id, what, task, len(parts), SUFFIX)
-            for what, parts in arrays.items()
-        },
+        task=task,
+        suffix=SUFFIX,
     )

@@ -51,10 +51,14 @@ def case_files(
     seconds: float,
     pictures: report.CasePictures,
     writers: Mapping[str, Sequence[Callable[[Path], None]]],
-    names: Mapping[str, Sequence[str]],
+    task: Task,
+    suffix: str,
 ) -> CaseFiles:
     """Pairs the writers of each kind with their file names."""
-    paired = {what: dict(zip(names[what], parts, strict=True)) for what, parts in writers.items()}
+    paired = {}
+    for what, parts in writers.items():
+        names = file_names(case_id, what, task, len(parts), suffix)
+        paired[what] = dict(zip(names, parts, strict=True))
     return CaseFiles(case_id, seconds, pictures, paired)
 
 

@@ -20,7 +20,6 @@ from medsegdiff_jax.result_files import (
     case_files,
     choose,
     class_channels,
-    file_names,
     files_of,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
@@ -206,10 +205,8 @@ class _Volume:
                 self._task,
             ),
             writers=writers,
-            names={
-                what: file_names(self._name, what, self._task, len(parts), SUFFIX)
-                for what, parts in writers.items()
-            },
+            task=self._task,
+            suffix=SUFFIX,
         )
 
     def _displayed(self, shape: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
-from medsegdiff_jax.imaging import replacing
+from medsegdiff_jax.imaging import reason, replacing
 from medsegdiff_jax.types import InputError, Modality
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -86,8 +86,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
     except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as NIfTI ({reason})") from error
+        raise InputError(f"{path}: cannot be read as NIfTI ({reason(error)})") from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one too
         raise InputError(f"{path}: is {type(image).__name__}, not NIfTI")
     if image.get_data_dtype().kind not in "iuf":
@@ -110,8 +109,7 @@ def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         # Scale factors are applied in float32; anything finer is below the rounding to 16 bits.
         voxels = image.get_fdata(caching="unchanged", dtype=np.float32)
     except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as NIfTI ({reason})") from error
+        raise InputError(f"{path}: cannot be read as NIfTI ({reason(error)})") from error
     if not np.isfinite(voxels).all():
         raise InputError(f"{path}: holds voxels that are not finite (NaN or infinity)")
     return voxels
@@ -147,7 +145,9 @@ def read_image(paths: Sequence[Path], modalities: int) -> tuple[np.ndarray, Grid
         parts.append(voxels if voxels.ndim == 4 else voxels[..., None])
         grids.append(Grid(voxels.shape[:3], image.affine, image.header))
         if not grids[0].matches(grids[-1]):
-            raise InputError(f"{path}: has other voxels than {paths[0]} ({_difference(*grids)})")
+            raise InputError(
+                f"{path}: has other voxels than {paths[0]} ({_difference(grids[0], grids[-1])})"
+            )
     found = sum(part.shape[3] for part in parts)
     if found != modalities:
         raise InputError(f"{paths[0]}: {found} modalities where {modalities} are expected")
@@ -184,8 +184,7 @@ def check_grids(image: Grid, labels: Grid, image_path: Path, labels_path: Path) 
         )
 
 
-def _difference(one: Grid, *others: Grid) -> str:
-    other = others[-1]
+def _difference(one: Grid, other: Grid) -> str:
     if one.shape != other.shape:
         return f"shape {other.shape}, not {one.shape}"
     return f"their corners lie up to {one.offset(other):.3g} voxels apart"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.builder import SegmentationBuilder
 from data.catalogue import Case, Catalogue, MaskFile
-from data.layout import find_folder, official_splits, pictures
+from data.layout import find_folder, missing_splits, official_splits, pictures
 from data.pairing import paired
 from medsegdiff_jax.types import InputError, Task
 
@@ -34,18 +34,16 @@ class Builder(SegmentationBuilder):
         if found["train"] is None:
             images, masks = _folders("Training")
             raise InputError(f"{root}: needs the folders {images}/ and {masks}/")
-        notes = []
-        for split in ("validation", "test"):
-            if found[split] is None:
-                folders = " or ".join(f"{name}/" for name in _folders(OFFICIAL[split]))
-                instead = "taken from the training set" if split == "validation" else "empty"
-                notes.append(f"no {folders}: the {split} set is {instead}")
+        folders = {
+            split: " or ".join(f"{name}/" for name in _folders(official))
+            for split, official in OFFICIAL.items()
+        }
         return Catalogue(
             root=root,
             task=TASK,
             raters=("",),
             splits=official_splits(**found, fraction=validation_fraction),
-            notes=tuple(notes),
+            notes=missing_splits(found, folders),
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.builder import SegmentationBuilder
 from data.catalogue import Case, Catalogue, MaskFile, names
-from data.layout import find_folder, official_splits, pictures, subfolders
+from data.layout import find_folder, missing_splits, official_splits, pictures, subfolders
 from data.pairing import paired
 from medsegdiff_jax.types import InputError, Task
 
@@ -73,18 +73,15 @@ class Builder(SegmentationBuilder):
         if found["train"] is None:
             choices = (f"{images}/ with {masks}/" for images, masks in LAYOUTS["train"])
             raise InputError(f"{root}: needs one of {names(choices)}")
-        notes = []
-        for split in ("validation", "test"):
-            if found[split] is None:
-                images, masks = LAYOUTS[split][0]
-                instead = "taken from the training set" if split == "validation" else "empty"
-                notes.append(f"no {images}/ with {masks}/: the {split} set is {instead}")
+        folders = {
+            split: f"{choices[0][0]}/ with {choices[0][1]}/" for split, choices in LAYOUTS.items()
+        }
         return Catalogue(
             root=root,
             task=TASK,
             raters=("",),
             splits=official_splits(**found, fraction=validation_fraction),
-            notes=tuple(notes),
+            notes=missing_splits(found, folders),
         )
 
 
