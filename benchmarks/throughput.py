@@ -6,8 +6,10 @@
 Inputs are noise on the devices, so the input pipeline is left out (input_pipeline.py measures it).
 FLOPs are those that the compiler counts in the program of one device; utilisation (MFU) is their
 rate over --peak_tflops. It counts the body of a loop once, so sampling has no such figure.
---against names a Python file with `make(batch, size, channels)` that returns a function which makes
-one training step of another implementation; it runs in the same call.
+--against names a Python file with `make(config, batch, channels)` that returns functions which do
+the same work in another implementation, {"train": one training step, "denoise": one denoising
+step}; they run in the same call. --naive times the ensemble as a loop, too: one member after the
+other, condition and network together at every step.
 """
 
 import importlib.util
@@ -27,8 +29,25 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.folder_comparison import hardware, versions
-from medsegdiff_jax import cli, denoiser, losses, networks, process, train_state, trainer
-from medsegdiff_jax.partitioning import data_mesh, on_data, replicated
+from medsegdiff_jax import (
+    cli,
+    denoiser,
+    losses,
+    networks,
+    process,
+    samplers,
+    schedules,
+    train_state,
+    train_step,
+)
+from medsegdiff_jax.partitioning import (
+    on_batch,
+    on_data,
+    replicated,
+    sampling_mesh,
+    state_shardings,
+    training_mesh,
+)
 from medsegdiff_jax.types import InputError, Task
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -37,7 +56,8 @@ _CHANNELS = flags.DEFINE_integer("channels", 3, "Channels of the images.")
 _PRECISION = flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Compute dtype.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls, after one that warms up.")
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Of one device at this precision, for MFU.")
-_AGAINST = flags.DEFINE_string("against", None, "Python file with make(batch, size, channels).")
+_AGAINST = flags.DEFINE_string("against", None, "Python file with make(config, batch, channels).")
+_NAIVE = flags.DEFINE_bool("naive", False, "Also time the ensemble as a plain loop.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 _COLLECTIVE = re.compile(
@@ -103,35 +123,37 @@ class Subject:
         self.task = Task(("lesion",), (1,), True, channels)
         self.model = networks.build(config.model, self.task, self.size)
         self.process = process.build(config.diffusion, self.task)
-        self.mesh = data_mesh()
-        self.shared, self.split = replicated(self.mesh), on_data(self.mesh)
+        self.mesh = training_mesh(config.model_shards)
+        self.split = on_batch(self.mesh)
         optimizer = train_state.build_optimizer(config.optim, config.num_steps)
         self.optimizer = optimizer
         shape = (self.size, self.size, channels)
-        self.state = jax.jit(
-            lambda key: train_state.init(self.model, optimizer, shape, 1, key),
-            out_shardings=self.shared,
-        )(jax.random.key(0))
+
+        def init(key: Any) -> Any:
+            return train_state.init(self.model, optimizer, shape, 1, key)
+
+        shardings = state_shardings(self.mesh, jax.eval_shape(init, jax.random.key(0)))
+        self.state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         rng = np.random.default_rng(0)
-        image = rng.standard_normal((batch, *shape), np.float32)
-        self.image = jax.device_put(image, self.split)
-        mask = (rng.random((batch, self.size, self.size, 1)) < 0.2).astype(np.float32)
-        self.mask = jax.device_put(mask, self.split)
+        self.image = rng.standard_normal((batch, *shape), np.float32)
+        self.mask = (rng.random((batch, self.size, self.size, 1)) < 0.2).astype(np.float32)
 
     def train(self, repeats: int) -> dict[str, Any]:
         """One update of the whole batch."""
-        step = trainer.make_train_step(
-            self.model,
-            self.process,
-            losses.build(self.config.loss),
-            self.optimizer,
-            self.config.ema_decay,
-            0,
+        objective = losses.build(self.config.loss)
+        step = train_step.make_train_step(
+            self.model, self.process, objective, self.optimizer, self.config
         )
-        batch = {"image": self.image, "mask": self.mask}
-        step = jax.jit(step, in_shardings=(self.shared, self.split), out_shardings=self.shared)
-        program, facts = compiled(step, self.state, batch)
-        return self._row(facts, timed(lambda: program(self.state, batch), repeats))
+        batch = jax.device_put({"image": self.image, "mask": self.mask}, self.split)
+        step = train_step.compile_train_step(step, self.mesh, self.state)
+        with jax.set_mesh(self.mesh):
+            program, facts = compiled(step, self.state, batch)
+
+            def update() -> Any:
+                self.state, terms = program(self.state, batch)  # the old state is overwritten
+                return terms
+
+            return self._row(facts, timed(update, repeats))
 
     def denoise(self, repeats: int) -> dict[str, Any]:
         """One denoising step of the whole batch, the condition given."""
@@ -144,28 +166,63 @@ class Subject:
             bound = denoiser.bind(self.model, self.process, params, condition)
             return bound(x_t, t).x0
 
-        params = self.state.ema_params
-        condition = jax.jit(encode, in_shardings=(self.shared, self.split))(params, self.image)
-        program, facts = compiled(jax.jit(step), params, self.mask, condition)
-        return self._row(facts, timed(lambda: program(params, self.mask, condition), repeats))
+        params = self._params()
+        with jax.set_mesh(self.mesh):
+            image, x_t = jax.device_put((self.image, self.mask), self.split)
+            condition = jax.jit(encode, out_shardings=self.split)(params, image)
+            program, facts = compiled(jax.jit(step), params, x_t, condition)
+            return self._row(facts, timed(lambda: program(params, x_t, condition), repeats))
+
+    def _params(self) -> Any:
+        """The averaged parameters, whole on every device."""
+        whole = replicated(self.mesh)
+        return jax.jit(lambda tree: tree, out_shardings=whole)(self.state.ema_params)
 
     def segment(self, repeats: int) -> dict[str, Any]:
         """The whole ensemble of the config's `sampling`."""
         sampling = self.config.sampling
-        names = ("members", "steps", "sampler", "member_chunk")
+        names = ("steps", "sampler", "member_chunk")
         function = denoiser.make_segment_fn(
             self.model, self.process, **{name: sampling[name] for name in names}
         )
-        arguments = (
-            self.state.ema_params,
-            self.image,
-            jax.device_put(np.arange(self.batch, dtype=np.uint32), self.split),
-            np.uint32(0),
-        )
-        program, facts = compiled(denoiser.compile_segment_fn(function, self.mesh), *arguments)
-        facts["gflops"] = float("nan")  # its loops would count once
-        row = self._row(facts, timed(lambda: program(*arguments), repeats))
+        mesh = sampling_mesh(self.batch)
+        segment = denoiser.compile_segment_fn(function, mesh, sampling.members)
+        params = jax.device_put(self._params(), replicated(mesh))
+        image = jax.device_put(self.image, on_data(mesh))
+        case = jax.device_put(np.arange(self.batch, dtype=np.uint32), on_data(mesh))
+        arguments = (params, image, case, np.uint32(0))
+        with jax.set_mesh(mesh):
+            program, facts = compiled(segment, *arguments)
+            facts["gflops"] = float("nan")  # its loops would count once
+            row = self._row(facts, timed(lambda: program(*arguments), repeats))
         return {"members": sampling.members, "steps": sampling.steps, **row}
+
+    def segment_naively(self, repeats: int) -> dict[str, Any]:
+        """The same ensemble member by member and step by step, the condition computed each time."""
+        sampling, schedule = self.config.sampling, self.process.schedule
+        path = schedules.trajectory(schedule.num_steps, sampling.steps)
+        step_fn, params = samplers.SAMPLERS[sampling.sampler], self._params()
+
+        @jax.jit
+        def step(x_t: Any, image: Any, t: Any, s: Any, key: Any) -> Any:
+            x_in = self.process.network_input(x_t, t)
+            output, _ = self.model.apply({"params": params}, image, x_in, t)
+            noise = jax.random.normal(key, x_t.shape)
+            prediction = self.process.predict(output, x_t, t)
+            return step_fn(schedule, prediction, x_t, t, s, noise)
+
+        def ensemble() -> Any:
+            members = []
+            for member in range(sampling.members):
+                keys = jax.random.split(jax.random.key(member), len(path))
+                x_t = jax.random.normal(keys[-1], self.mask.shape)
+                for key, t, s in zip(keys, path[:-1], path[1:], strict=False):
+                    x_t = step(x_t, self.image, jnp.int32(t), jnp.int32(s), key)
+                members.append(x_t)
+            return members
+
+        facts = {"compile_s": float("nan"), "gflops": float("nan")}
+        return self._row(facts, timed(ensemble, repeats))
 
     def _row(self, facts: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
         rate = self.batch / seconds["median_s"]
@@ -179,8 +236,14 @@ class Subject:
         }
 
 
-def against(path: str, batch: int, size: int, channels: int, repeats: int) -> dict[str, float]:
-    """Images/s of another implementation's training step.
+def _ratio(rows: dict[str, Any], one: str, other: str) -> float:
+    ratio = rows[one]["images_per_s"] / rows[other]["images_per_s"]
+    print(f"{one} is {ratio:.2f} times as fast as {other}")
+    return round(ratio, 3)
+
+
+def against(path: str, config: Any, batch: int, channels: int, repeats: int) -> dict[str, Any]:
+    """Images/s of another implementation, by what it does ("train", "denoise").
 
     Raises:
       InputError: no such file, or no `make` in it.
@@ -191,25 +254,31 @@ def against(path: str, batch: int, size: int, channels: int, repeats: int) -> di
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "make"):
-        raise InputError(f"--against: {path} has no function make(batch, size, channels)")
-    seconds = timed(module.make(batch, size, channels), repeats)
-    return {"images_per_s": round(batch / seconds["median_s"], 3), **seconds}
+        raise InputError(f"--against: {path} has no function make(config, batch, channels)")
+    rows = {}
+    for name, call in module.make(config, batch, channels).items():
+        seconds = timed(call, repeats)
+        rows[name] = {"images_per_s": round(batch / seconds["median_s"], 3), **seconds}
+    return rows
 
 
 def main(argv: list[str]) -> None:
     """Measures, prints a table, writes --output."""
     del argv
     subject = Subject(_CONFIG.value, _BATCH.value, _CHANNELS.value, _PRECISION.value)
-    with jax.set_mesh(subject.mesh):
-        rows = {"train": subject.train(_REPEATS.value)}
-        if subject.model.generative:
-            rows["denoise"] = subject.denoise(_REPEATS.value)
-        rows["segment"] = subject.segment(max(2, _REPEATS.value // 5))
+    rows = {"train": subject.train(_REPEATS.value)}
+    if subject.model.generative:
+        rows["denoise"] = subject.denoise(_REPEATS.value)
+    rows["segment"] = subject.segment(max(2, _REPEATS.value // 5))
+    ratios = {}
+    if _NAIVE.value and subject.model.generative:
+        rows["segment, naive"] = subject.segment_naively(2)
+        ratios["naive"] = _ratio(rows, "segment", "segment, naive")
     if _AGAINST.value:
-        arguments = (_BATCH.value, subject.size, _CHANNELS.value, _REPEATS.value)
-        rows["against: train"] = against(_AGAINST.value, *arguments)
-        ratio = rows["train"]["images_per_s"] / rows["against: train"]["images_per_s"]
-        print(f"training is {ratio:.2f} times as fast as {_AGAINST.value}")
+        arguments = (_CONFIG.value, _BATCH.value, _CHANNELS.value, _REPEATS.value)
+        for name, row in against(_AGAINST.value, *arguments).items():
+            rows[f"against: {name}"] = row
+            ratios[name] = _ratio(rows, name, f"against: {name}")
     print(f"{'':14}  images/s  compile s   GFLOP  TFLOP/s    MFU  program GiB")
     for name, row in rows.items():
         if _PEAK.value and "tflops" in row:
@@ -228,6 +297,7 @@ def main(argv: list[str]) -> None:
         "precision": _PRECISION.value,
         "devices": jax.device_count(),
         "peak_GiB": round(memory.get("peak_bytes_in_use", 0) / 2**30, 3) or None,
+        "ratios": ratios,
         "rows": rows,
     }
     if _OUTPUT.value:

@@ -23,6 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.num_steps = 20_000  # updates
     config.batch_size = 16  # images per update, over all devices
+    config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update
+    config.model_shards = 1  # devices that share one copy of the training state: less memory
     config.ema_decay = 0.999  # of the averaged weights, which are validated and used
     config.log_every_steps = 50
     config.eval_every_steps = 1_000  # validation by sampling; also saves a checkpoint
@@ -161,6 +163,8 @@ def _paper(config: ConfigDict) -> None:
     """The recipe of the paper, with our reading where it is silent (docs/paper_to_code.md)."""
     config.num_steps = 100_000
     config.batch_size = 32
+    config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update
+    config.model_shards = 1  # devices that share one copy of the training state: less memory
     config.ema_decay = 0.9999
     config.model.condition_prior = False
     config.diffusion.schedule = "linear"

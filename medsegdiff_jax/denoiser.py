@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from medsegdiff_jax import samplers, schedules
-from medsegdiff_jax.partitioning import on_data, replicated
+from medsegdiff_jax.partitioning import replicated
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
 
 SegmentFn = Callable[[Params, Array, Array, Array], Array]
 """(params, image [B, H, W, C], case [B] uint32, seed uint32) -> probabilities [n, B, H, W, K]."""
+
+MembersFn = Callable[[Params, Array, Array, Array, Array], Array]
+"""The same with a fifth argument, the numbers of the members to draw, [n] int32."""
 
 
 def bind(model: nn.Module, process: Process, params: Params, condition: Condition) -> DenoiseFn:
@@ -28,15 +31,9 @@ def bind(model: nn.Module, process: Process, params: Params, condition: Conditio
 
 
 def make_segment_fn(
-    model: nn.Module,
-    process: Process,
-    *,
-    members: int,
-    steps: int,
-    sampler: str,
-    member_chunk: int,
-) -> SegmentFn:
-    """Ensemble sampling as one function to jit: encode once, then members x steps of `denoise`.
+    model: nn.Module, process: Process, *, steps: int, sampler: str, member_chunk: int
+) -> MembersFn:
+    """Ensemble sampling as one function: encode once, then members x steps of `denoise`.
 
     The noise of a member follows from (seed, case, member, step) alone, so a case's samples do not
     depend on its batch, the chunk size or the number of devices.
@@ -44,8 +41,7 @@ def make_segment_fn(
     Args:
       model: network with `encode` and, if `generative`, `denoise`.
       process: what the model was trained with.
-      members: n, samples per case.
-      steps: denoising steps; 0 returns the condition model's own segmentation, as one member.
+      steps: denoising steps; 0 returns the condition model's own segmentation as every member.
       sampler: "ddim" or "ddpm".
       member_chunk: members evaluated at once (vmapped); bounds the memory.
 
@@ -54,17 +50,18 @@ def make_segment_fn(
     """
     if sampler not in samplers.SAMPLERS:
         raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
-    if members < 1 or member_chunk < 1:
-        raise InputError(f"members ({members}) and member_chunk ({member_chunk}) must be positive")
+    if member_chunk < 1:
+        raise InputError(f"member_chunk: {member_chunk} is less than 1")
     if steps and not model.generative:
         raise InputError("this model has no diffusion network: only steps=0 is possible")
     trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
     step_fn = samplers.SAMPLERS[sampler]
 
-    def segment(params: Params, image: Array, case: Array, seed: Array) -> Array:
+    def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Array:
         condition = model.apply({"params": params}, image, method="encode")
         if trajectory is None:
-            return process.logits_to_mask(condition.logits)[None]
+            own = process.logits_to_mask(condition.logits)
+            return jnp.broadcast_to(own, (len(members), *own.shape))
         denoise = bind(model, process, params, condition)
         root = jax.random.key(seed)
         case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
@@ -75,26 +72,39 @@ def make_segment_fn(
             x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, step_fn)
             return process.x0_to_mask(x_0)
 
-        chunk = min(member_chunk, members)
-        return jax.lax.map(member, jnp.arange(members), batch_size=chunk)
+        return jax.lax.map(member, members, batch_size=min(member_chunk, len(members)))
 
     return segment
 
 
-def compile_segment_fn(segment: SegmentFn, mesh: Mesh) -> SegmentFn:
-    """`segment` compiled for `mesh`: cases split over "data", parameters and result on all.
+def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentFn:
+    """`segment` compiled for `mesh`: cases split over "data", members over "model".
 
-    Each device runs the whole ensemble of its cases by itself (`jax.shard_map`) and only the result
-    is gathered. Left to the compiler, the vmap over members makes every convolution reshape members
+    Each device draws its members of its cases by itself (`jax.shard_map`) and only the result is
+    gathered. Left to the compiler, the vmap over members makes every convolution reshape members
     and cases into one axis, for which it gathers the cases of all devices at each layer.
+
+    Args:
+      segment: from `make_segment_fn`.
+      mesh: from `partitioning.sampling_mesh`; "data" divides the cases of a batch.
+      members: samples per case.
+
+    Raises:
+      InputError: members < 1.
     """
-    shared, split = replicated(mesh), on_data(mesh)
-    cases = PartitionSpec("data")
+    if members < 1:
+        raise InputError(f"members: {members} is less than 1")
+    cases, shared = PartitionSpec("data"), PartitionSpec()
     per_device = jax.shard_map(
         segment,
         mesh=mesh,
-        in_specs=(PartitionSpec(), cases, cases, PartitionSpec()),
-        out_specs=PartitionSpec(None, "data"),
+        in_specs=(shared, cases, cases, shared, PartitionSpec("model")),
+        out_specs=PartitionSpec("model", "data"),
         check_vma=False,  # the scan's noise starts from keys that are the same on all devices
     )
-    return jax.jit(per_device, in_shardings=(shared, split, split, shared), out_shardings=shared)
+    drawn = -(-members // mesh.shape["model"]) * mesh.shape["model"]
+
+    def all_members(params: Params, image: Array, case: Array, seed: Array) -> Array:
+        return per_device(params, image, case, seed, jnp.arange(drawn))[:members]
+
+    return jax.jit(all_members, out_shardings=replicated(mesh))

@@ -6,11 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, input_pipeline, metrics, report
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.partitioning import shard_shared
+from medsegdiff_jax.partitioning import on_data, replicated, sampling_mesh, shard_shared
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import InputError, Params, Task, volume_of
 
@@ -22,9 +21,7 @@ _Pair = tuple[np.ndarray, np.ndarray]
 class Validation:
     """Scores parameters on a split of the dataset, at training resolution."""
 
-    def __init__(
-        self, config: Any, dataset: Dataset, model: nn.Module, process: Process, mesh: Mesh
-    ):
+    def __init__(self, config: Any, dataset: Dataset, model: nn.Module, process: Process):
         """Jits the ensemble and the condition model's own segmentation.
 
         Args:
@@ -32,23 +29,22 @@ class Validation:
             member_chunk, batch_size and max_cases.
           dataset: its "validation" split is scored; with max_cases, evenly spread cases of it.
           model, process: what is trained.
-          mesh: the devices.
 
         Raises:
           InputError: an impossible sampling setting, or no validation case.
         """
         if not len(dataset.sources["validation"]):
             raise InputError(f"{dataset.name}: no case for validation")
-        self._settings, self._dataset, self._mesh = config.validation, dataset, mesh
+        self._settings, self._dataset = config.validation, dataset
+        self._mesh = sampling_mesh(self._settings.batch_size)
         self._seed = np.uint32(config.seed)
-        sampling = {
-            name: self._settings[name] for name in ("members", "steps", "sampler", "member_chunk")
-        }
-        segment = denoiser.make_segment_fn(model, process, **sampling)
-        self._segment_fns = {"": denoiser.compile_segment_fn(segment, mesh)}
+        sampling = {name: self._settings[name] for name in ("steps", "sampler", "member_chunk")}
+        ensemble = denoiser.make_segment_fn(model, process, **sampling)
+        members = self._settings.members
+        self._segment_fns = {"": denoiser.compile_segment_fn(ensemble, self._mesh, members)}
         if model.generative:
             alone = denoiser.make_segment_fn(model, process, **(sampling | {"steps": 0}))
-            self._segment_fns["condition_"] = denoiser.compile_segment_fn(alone, mesh)
+            self._segment_fns["condition_"] = denoiser.compile_segment_fn(alone, self._mesh, 1)
 
     def run(self, params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Samples and scores all validation cases.
@@ -62,13 +58,15 @@ class Validation:
         task = self._dataset.task
         pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}
         rows: list[np.ndarray] = []
+        whole = replicated(self._mesh)
+        params = jax.jit(lambda tree: tree, out_shardings=whole)(params)
         for batch in self._batches():
-            inputs = shard_shared(self._mesh, {name: batch[name] for name in ("image", "case")})
+            arrays = {name: batch[name] for name in ("image", "case")}
+            inputs = shard_shared(on_data(self._mesh), arrays)
             for prefix, segment in self._segment_fns.items():
-                # A copy on the host: all fusion and scoring below is numpy.
-                members = jax.device_get(
-                    segment(params, inputs["image"], inputs["case"], self._seed)
-                )
+                with jax.set_mesh(self._mesh):
+                    members = segment(params, inputs["image"], inputs["case"], self._seed)
+                members = jax.device_get(members)  # all fusion and scoring below is numpy
                 probability = fusion.fuse(members, task, self._settings.fusion)
                 decided = fusion.decide(probability, task).astype(bool)
                 for index in np.flatnonzero(batch["valid"]):

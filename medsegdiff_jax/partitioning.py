@@ -1,4 +1,16 @@
-"""Devices as one mesh axis: batches are split over "data", everything else is replicated."""
+"""Which device holds what.
+
+Training: a mesh of axes "data" and "model". A batch is split over all devices. Parameters, their
+average and the optimizer's moments are whole on every row of "data" and split over "model": with
+one device along "model" that is data parallelism, with all of them fully sharded (ZeRO, Rajbhandari
+et al. 2020). A sharded step gathers the parameters, computes, and scatters the gradients, so that
+each device updates the part that it holds.
+
+Sampling needs no exchange at all: cases are split along "data", ensemble members along "model".
+"""
+
+import math
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -6,10 +18,43 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medsegdiff_jax.types import InputError
 
+AXES = ("data", "model")
+_SMALLEST = 2**10  # elements; splitting less saves nothing and costs a message
 
-def data_mesh() -> Mesh:
-    """A mesh of all devices of all processes along "data"; XLA propagates the shardings (Auto)."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+Tree = TypeVar("Tree")
+
+
+def training_mesh(model_shards: int) -> Mesh:
+    """All devices of all processes, `model_shards` of them along "model".
+
+    Raises:
+      InputError: that does not divide the devices (field model_shards).
+    """
+    devices = jax.device_count()
+    if model_shards < 1 or devices % model_shards:
+        raise InputError(
+            f"config field model_shards: {model_shards} does not divide the {devices} devices"
+        )
+    return _mesh(model_shards)
+
+
+def sampling_mesh(cases: int) -> Mesh:
+    """All devices; as many along "data" as divide a batch of `cases`, the others along "model"."""
+    devices = jax.device_count()
+    return _mesh(devices // math.gcd(cases, devices))
+
+
+def even_batch(cases: int) -> int:
+    """The least batch, from `cases` on, that as many devices as possible can share evenly."""
+    devices = jax.device_count()
+    along_data = max(n for n in range(1, min(cases, devices) + 1) if devices % n == 0)
+    return -(-cases // along_data) * along_data
+
+
+def _mesh(along_model: int) -> Mesh:
+    """XLA propagates the shardings (Auto)."""
+    shape = (jax.device_count() // along_model, along_model)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -17,33 +62,73 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def on_batch(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
 def on_data(mesh: Mesh) -> NamedSharding:
-    """The leading axis is split over the devices."""
+    """The leading axis is split along "data" alone."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def state_shardings(mesh: Mesh, tree: Tree) -> Tree:
+    """Where the leaves of parameters or of the optimizer's state lie, a NamedSharding for each."""
+    shards = mesh.shape["model"]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _split(leaf.shape, shards)), tree)
+
+
+def gathered(tree: Tree) -> Tree:
+    """Within a jitted function: every device gets the whole arrays."""
+    return _constrained(tree, lambda leaf, shards: PartitionSpec())
+
+
+def scattered(tree: Tree) -> Tree:
+    """Within a jitted function: every device keeps the part that `state_shardings` gives it."""
+    return _constrained(tree, lambda leaf, shards: _split(leaf.shape, shards))
+
+
+def _constrained(tree, spec):
+    shards = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    if shards == 1:
+        return tree
+    return jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, spec(leaf, shards)), tree
+    )
+
+
+def _split(shape: tuple[int, ...], shards: int) -> PartitionSpec:
+    """The longest axis that `shards` divides is split over "model"; small arrays stay whole."""
+    axes = [axis for axis, length in enumerate(shape) if length % shards == 0]
+    if shards == 1 or not axes or math.prod(shape) < _SMALLEST:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*("model" if axis == longest else None for axis in range(longest + 1)))
+
+
+def shard_batch(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts this process's share of a batch on its devices; the arrays are global."""
-    sharding = on_data(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
 
 
-def shard_shared(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def shard_shared(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts a batch that every process holds whole on the devices, each process its share."""
-    sharding = on_data(mesh)
     return {
         name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
         for name, array in batch.items()
     }
 
 
-def check_batch_size(field: str, batch_size: int) -> None:
-    """Raises InputError unless the global batch divides evenly over the devices."""
-    if batch_size < 1 or batch_size % jax.device_count():
+def check_batch_size(batch_size: int, parts: int) -> None:
+    """Raises InputError unless each part of a batch divides evenly over the devices."""
+    if parts < 1:
+        raise InputError(f"config field accumulate_steps: {parts} is less than 1")
+    if batch_size < 1 or batch_size % (parts * jax.device_count()):
+        times = f"{parts} parts on " if parts > 1 else ""
         raise InputError(
-            f"config field {field}: {batch_size} is not a multiple of the "
+            f"config field batch_size: {batch_size} is not a multiple of {times}"
             f"{jax.device_count()} devices"
         )

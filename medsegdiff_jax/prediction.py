@@ -6,8 +6,11 @@ or, for volumes, NIfTI. `run.json` says how all of it was made and lists the cas
 
 import dataclasses
 import hashlib
+import json
+import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +26,13 @@ from medsegdiff_jax.types import InputError, Task
 from medsegdiff_jax.version import __version__
 
 SHEET_CASES = 16
+LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more than these
+
+_SAME_RUN = ("checkpoint_sha256", "sampling", "task")
+# Sizes of batches and chunks move the last digits only.
+_RESULT_DEPENDS_ON = ("members", "steps", "sampler", "fusion", "seed")
+
+_log = logging.getLogger("medsegdiff_jax")
 
 
 def _kind(task: Task) -> ModuleType:
@@ -49,6 +59,9 @@ def predict(
 ) -> None:
     """Segments `cases` and writes each as soon as it is done.
 
+    What an earlier call with the same model and settings has finished in `output` is kept; so a run
+    that was interrupted goes on where it was.
+
     Args:
       segmenter: the model.
       cases: from `find_cases`.
@@ -71,19 +84,78 @@ def predict(
         # A lone image must not be computed as a padded batch of many.
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(cases)))
     run = describe(segmenter, settings)
+    run["cases"] = finished(folder, run, cases, save)
+    left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
+    if run["cases"]:
+        _log.info("%d of %d cases are done already", len(run["cases"]), len(cases))
     sheet: list[report.CasePictures] = []
     report.write_json(folder / "run.json", run)
+    listed = time.monotonic()
     try:
-        results = kind.segment(segmenter, cases, settings, save)
-        for result in progress(results, len(cases), "segmenting"):
-            files = result.write(folder)
-            run["cases"][result.case_id] = {"files": files, "seconds": round(result.seconds, 4)}
+        results = kind.segment(segmenter, left, settings, save)
+        for result in progress(results, len(left), "segmenting"):
+            run["cases"][result.case_id] = {
+                "input": [str(path.resolve()) for path in cases[result.case_id]],
+                "files": result.write(folder),
+                "seconds": round(result.seconds, 4),
+            }
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
+            if time.monotonic() - listed > LIST_SECONDS:
+                report.write_json(folder / "run.json", run)
+                listed = time.monotonic()
     finally:
         # Also when an image was unreadable or the run was interrupted: what is done is listed.
         report.write_json(folder / "run.json", run)
-    report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
+    if sheet:
+        report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
+
+
+def finished(
+    folder: Path,
+    run: Mapping[str, Any],
+    cases: Mapping[str, Sequence[Path]],
+    save: Sequence[str],
+) -> dict[str, Any]:
+    """Entries of the cases that an earlier call with the same model and settings has finished.
+
+    A case counts if all that is to be saved of it is there, and newer than its images.
+
+    Args:
+      folder: where the earlier call wrote.
+      run: the head of run.json as this call would write it.
+      cases: case id -> files.
+      save: some of SAVE.
+    """
+    try:
+        earlier = json.loads((folder / "run.json").read_text())
+        now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
+        if any(earlier[field] != value for field, value in now.items()):
+            return {}
+        entries = earlier["cases"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {
+        case: entries[case]
+        for case, paths in cases.items()
+        if case in entries and _is_up_to_date(entries[case], folder, paths, save)
+    }
+
+
+def _is_up_to_date(
+    entry: Mapping[str, Any], folder: Path, paths: Sequence[Path], save: Sequence[str]
+) -> bool:
+    if entry.get("input") != [str(path.resolve()) for path in paths]:
+        return False
+    files = entry.get("files", {})
+    if not set(save) <= files.keys():
+        return False
+    names = [n for name in files.values() for n in ([name] if isinstance(name, str) else name)]
+    results = [folder / name for name in names]
+    if not all(path.is_file() for path in results):
+        return False
+    newest = max(path.stat().st_mtime_ns for path in paths)
+    return newest < min(path.stat().st_mtime_ns for path in results)
 
 
 def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
@@ -97,7 +169,7 @@ def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "checkpoint": segmenter.description,
         "checkpoint_sha256": digest.hexdigest(),
-        "sampling": vars(settings),
+        "sampling": {field: getattr(settings, field) for field in _RESULT_DEPENDS_ON},
         "task": segmenter.task.to_json(),
         "config": segmenter.config.to_dict(),
         "cases": {},

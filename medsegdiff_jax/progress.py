@@ -1,9 +1,10 @@
-"""Progress of long work over a known number of things."""
+"""Long work over many things: its progress, and getting the next one meanwhile."""
 
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -28,3 +29,13 @@ def progress(items: Iterable[T], total: int, label: str, unit: str = "case") -> 
             rate = (now - start) / done
             _log.info("%s  %d/%d  %.3g s per %s", label, done, total, rate, unit)
             last = now
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; a thread gets the next one while the current one is dealt with."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item

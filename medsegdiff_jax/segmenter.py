@@ -12,14 +12,22 @@ import itertools
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, imaging, networks, process
 from medsegdiff_jax.checkpoint import LoadedModel, load_model
-from medsegdiff_jax.partitioning import data_mesh, replicated, shard_batch
+from medsegdiff_jax.partitioning import (
+    even_batch,
+    on_data,
+    replicated,
+    sampling_mesh,
+    shard_batch,
+)
+from medsegdiff_jax.progress import ahead
 from medsegdiff_jax.types import Array, InputError, case_key
 
 
@@ -57,7 +65,7 @@ class CaseResult:
       probability: [H, W, K] float32 fused, in [0, 1].
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
       members: [n, H, W] label ids of each sample, or None if not asked for.
-      seconds: its share of the time of its batch.
+      seconds: its share of the time from the end of the batch before to the end of its own.
     """
 
     case_id: str
@@ -98,9 +106,8 @@ class Segmenter:
         self._size = config.data.image_size
         self._model = networks.build(config.model, loaded.task, self._size)
         self._process = process.build(config.diffusion, loaded.task)
-        self._mesh = data_mesh()
-        self.params = jax.device_put(loaded.params, replicated(self._mesh))
-        self._compiled: dict[tuple, denoiser.SegmentFn] = {}
+        self.params = jax.device_put(loaded.params, replicated(sampling_mesh(1)))
+        self._compiled: dict[tuple, tuple[Mesh, denoiser.SegmentFn]] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Segmenter":
@@ -177,7 +184,10 @@ class Segmenter:
         *,
         keep_members: bool = False,
     ) -> Iterator[CaseResult]:
-        """Segments (case id, image [H, W, C]) pairs batch by batch; memory holds one batch.
+        """Segments (case id, image [H, W, C]) pairs batch by batch; memory holds three batches.
+
+        While the devices sample one batch, a thread reads the next, and the caller deals with the
+        results of the last.
 
         Args:
           cases: read lazily.
@@ -190,45 +200,49 @@ class Segmenter:
         Raises:
           InputError: an image that cannot be used; names the case.
         """
-        segment = self._segment_fn(settings)
-        devices = self._mesh.size
-        size = -(-settings.batch_size // devices) * devices
-        for batch in _batches(cases, size):
-            began = time.perf_counter()
-            inputs = [self._prepare(case_id, image) for case_id, image in batch]
-            keys = [case_key(case_id) for case_id, _ in batch]
-            padding = size - len(batch)
-            arrays = {
-                "image": np.stack(inputs + [inputs[-1]] * padding),
-                "case": np.array(keys + [keys[-1]] * padding, np.uint32),
-            }
-            with jax.set_mesh(self._mesh):
-                on_devices = shard_batch(self._mesh, arrays)
-                samples = jax.device_get(
-                    segment(
-                        self.params,
-                        on_devices["image"],
-                        on_devices["case"],
-                        np.uint32(settings.seed),
-                    )
-                )
-            samples = samples[:, : len(batch)]
+        mesh, segment = self._segment_fn(settings)
+        params = jax.device_put(self.params, replicated(mesh))
+
+        def start(batch: _Prepared) -> Array:
+            arrays = shard_batch(on_data(mesh), {"image": batch.image, "case": batch.keys})
+            with jax.set_mesh(mesh):
+                return segment(params, arrays["image"], arrays["case"], np.uint32(settings.seed))
+
+        prepared = self._prepared(cases, even_batch(settings.batch_size))
+        began = time.perf_counter()
+        for batch, running in _one_behind(start, ahead(prepared)):
+            samples = jax.device_get(running)[:, : len(batch.cases)]
             fused = fusion.fuse(samples, self.task, settings.fusion)
             doubt = fusion.uncertainty(samples, self.task)
-            seconds = (time.perf_counter() - began) / len(batch)
-            for index, (case_id, image) in enumerate(batch):
+            ended = time.perf_counter()
+            seconds, began = (ended - began) / len(batch.cases), ended
+            for index, (case_id, image) in enumerate(batch.cases):
                 members = samples[:, index] if keep_members else None
                 yield self._restore(case_id, image, fused[index], doubt[index], members, seconds)
 
-    def _segment_fn(self, settings: Settings) -> denoiser.SegmentFn:
-        """The compiled ensemble for these settings."""
-        fields = ("members", "steps", "sampler", "member_chunk")
-        key = tuple(getattr(settings, field) for field in fields)
-        if key not in self._compiled:
-            fn = denoiser.make_segment_fn(
-                self._model, self._process, **dict(zip(fields, key, strict=True))
+    def _prepared(
+        self, cases: Iterable[tuple[str, np.ndarray]], size: int
+    ) -> Iterator["_Prepared"]:
+        """Batches of `size` cases; the last one is padded by repeating its last case."""
+        for batch in _batches(cases, size):
+            inputs = [self._prepare(case_id, image) for case_id, image in batch]
+            keys = [case_key(case_id) for case_id, _ in batch]
+            padding = size - len(batch)
+            yield _Prepared(
+                cases=batch,
+                image=np.stack(inputs + [inputs[-1]] * padding),
+                keys=np.array(keys + [keys[-1]] * padding, np.uint32),
             )
-            self._compiled[key] = denoiser.compile_segment_fn(fn, self._mesh)
+
+    def _segment_fn(self, settings: Settings) -> tuple[Mesh, denoiser.SegmentFn]:
+        """The compiled ensemble for these settings, and the mesh that it runs on."""
+        fields = ("steps", "sampler", "member_chunk")
+        chosen = {field: getattr(settings, field) for field in fields}
+        mesh = sampling_mesh(even_batch(settings.batch_size))
+        key = (mesh.axis_sizes, settings.members, *chosen.values())
+        if key not in self._compiled:
+            fn = denoiser.make_segment_fn(self._model, self._process, **chosen)
+            self._compiled[key] = mesh, denoiser.compile_segment_fn(fn, mesh, settings.members)
         return self._compiled[key]
 
     def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:
@@ -286,6 +300,37 @@ class Segmenter:
 def content_id(image: Array | np.ndarray) -> str:
     """A name for an image that has none: the CRC-32 of its pixels, as 8 hex digits."""
     return f"{zlib.crc32(np.ascontiguousarray(image).tobytes()):08x}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A batch as the network takes it: image [B, S, S, C], keys [B]; B is at least len(cases)."""
+
+    cases: list[tuple[str, np.ndarray]]
+    image: np.ndarray
+    keys: np.ndarray
+
+
+def _one_behind(
+    start: Callable[[_Prepared], Array], batches: Iterator[_Prepared]
+) -> Iterator[tuple[_Prepared, Array]]:
+    """Each batch with what `start` returned for it, once the next one is started.
+
+    What was started before an unreadable case is yielded before its error is raised.
+    """
+    waiting = None
+    try:
+        for batch in batches:
+            following = batch, start(batch)
+            if waiting:
+                yield waiting
+            waiting = following
+    except InputError:
+        if waiting:
+            yield waiting
+        raise
+    if waiting:
+        yield waiting
 
 
 def _batches(

@@ -21,61 +21,23 @@ from medsegdiff_jax import hosts, imaging, input_pipeline, losses, networks, pro
 from medsegdiff_jax.checkpoint import Checkpoints
 from medsegdiff_jax.evaluator import Validation
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.losses import Objective
 from medsegdiff_jax.partitioning import (
     check_batch_size,
-    data_mesh,
-    on_data,
-    replicated,
+    on_batch,
     shard_batch,
+    state_shardings,
+    training_mesh,
 )
-from medsegdiff_jax.process import Process
 from medsegdiff_jax.train_state import TrainState
-from medsegdiff_jax.types import Array, Batch, InputError
+from medsegdiff_jax.train_step import StepFn, compile_train_step, make_train_step
+from medsegdiff_jax.types import Array, InputError
 from medsegdiff_jax.version import __version__
 from medsegdiff_jax.writer import MetricWriter, NoWriter, Progress
 
 _log = logging.getLogger("medsegdiff_jax")
 
-StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-
 # What must stay the same for a workdir to be resumed.
 _IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
-
-
-def make_train_step(
-    model: nn.Module,
-    diffusion: Process,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float,
-    seed: int,
-) -> StepFn:
-    """One update as a pure function (state, batch) -> (state, per-example terms and gradient norm).
-
-    The random numbers of a step follow from (seed, step).
-    """
-    steps = diffusion.schedule.num_steps
-
-    def loss_fn(params, batch, key):
-        key_t, key_eps = jax.random.split(key)
-        mask = batch["mask"]
-        t = jax.random.randint(key_t, mask.shape[:1], 1, steps + 1)
-        eps = jax.random.normal(key_eps, mask.shape)
-        x_t = diffusion.corrupt(diffusion.mask_to_x0(mask), eps, t)
-        x_in = diffusion.network_input(x_t, t)
-        output, condition = model.apply({"params": params}, batch["image"], x_in, t)
-        terms = objective(diffusion, output, condition, mask, eps, t)
-        return jnp.mean(terms["total"]), terms
-
-    def train_step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, terms = jax.grad(loss_fn, has_aux=True)(state.params, batch, key)
-        norm = jnp.broadcast_to(optax.tree.norm(gradients), terms["total"].shape)
-        state = state.apply_gradients(optimizer, gradients, ema_decay)
-        return state, {**terms, "grad_norm": norm}
-
-    return train_step
 
 
 class LossWindow:
@@ -135,31 +97,19 @@ def train(config: Any, workdir: str) -> TrainState:
       FloatingPointError: the loss is not finite.
     """
     check_config(config)
-    mesh = data_mesh()
+    mesh = training_mesh(config.model_shards)
     dataset = input_pipeline.load(config.data)
     _log.info("%s", dataset.report)
     model = networks.build(config.model, dataset.task, config.data.image_size)
     diffusion = process.build(config.diffusion, dataset.task)
     objective = losses.build(config.loss)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-    validation = Validation(config, dataset, model, diffusion, mesh)
+    validation = Validation(config, dataset, model, diffusion)
     metadata = prepare_workdir(config, dataset, Path(workdir))
     with Checkpoints(workdir, metadata) as checkpoints, jax.set_mesh(mesh):
         state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
-        step_fn = make_train_step(
-            model,
-            diffusion,
-            objective,
-            optimizer,
-            config.ema_decay,
-            config.seed,
-        )
-        train_step = jax.jit(
-            step_fn,
-            in_shardings=(replicated(mesh), on_data(mesh)),
-            out_shardings=(replicated(mesh), replicated(mesh)),
-            donate_argnums=0,
-        )
+        step_fn = make_train_step(model, diffusion, objective, optimizer, config)
+        train_step = compile_train_step(step_fn, mesh, state)
         writer = MetricWriter(workdir, int(state.step)) if hosts.is_first() else NoWriter()
         with closing(writer):
             return run_loop(
@@ -189,7 +139,7 @@ def run_loop(
     window = LossWindow()
     with termination() as terminated, closing(Progress(start, last, config.batch_size)) as progress:
         for step in range(start + 1, last + 1):
-            state, terms = train_step(state, shard_batch(mesh, next(batches)))
+            state, terms = train_step(state, shard_batch(on_batch(mesh), next(batches)))
             window.add(step, terms)
             progress.step()
             # Asking the other processes each time would make every step wait for them.
@@ -244,8 +194,9 @@ def check_config(config: Any) -> None:
             "config field model.condition_prior: needs diffusion.prediction='x0', "
             f"not {config.diffusion.prediction!r}"
         )
-    check_batch_size("batch_size", config.batch_size)
-    check_batch_size("validation.batch_size", config.validation.batch_size)
+    check_batch_size(config.batch_size, config.accumulate_steps)
+    if config.validation.batch_size < 1:
+        raise InputError("config field validation.batch_size: is less than 1")
 
 
 def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, Any]:
@@ -290,20 +241,23 @@ def initial_state(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> TrainState:
-    """The latest checkpoint's state, or a fresh one, replicated over the mesh."""
+    """The latest checkpoint's state, or a fresh one, placed on the mesh."""
 
     def init(key: Array) -> TrainState:
         channels = dataset.task.mask_channels
         return train_state.init(model, optimizer, dataset.image_shape, channels, key)
 
     key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = state_shardings(mesh, shapes)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(init, key),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
     state = checkpoints.restore_latest(abstract)
     if state is None:
-        state = jax.jit(init, out_shardings=replicated(mesh))(key)
+        state = jax.jit(init, out_shardings=shardings)(key)
         _log.info("%s", parameter_overview.get_parameter_overview(state.params))
     else:
         _log.info("resuming at step %d", int(state.step))

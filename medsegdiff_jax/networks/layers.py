@@ -6,11 +6,13 @@ resize, because max-pooling is not deterministic backwards on GPUs and transpose
 slow and leave checkerboards.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from medsegdiff_jax.types import Array
 
@@ -121,11 +123,12 @@ def dtype_of(name: str) -> jnp.dtype:
     return {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}[name]
 
 
-def batch_sharded(batch: int) -> bool:
-    """True if the compiler splits this batch over the active mesh, each device a share.
+def batch_spec(batch: int) -> PartitionSpec | None:
+    """How the compiler splits this batch over the active mesh; None if it does not.
 
-    Within `jax.shard_map` over "data" it is one device's share already.
+    Within `jax.shard_map` it is one device's share already.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    devices = mesh.shape.get("data", 1)
-    return devices > 1 and "data" not in mesh.manual_axes and batch % devices == 0
+    axes = tuple(axis for axis in mesh.axis_names if axis not in mesh.manual_axes)
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    return PartitionSpec(axes) if devices > 1 and batch % devices == 0 else None

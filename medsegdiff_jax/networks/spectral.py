@@ -62,13 +62,13 @@ def filter_affinity(affinity: Array, spectrum_filter: Array) -> Array:
         spectrum = jnp.fft.rfft2(values.astype(jnp.float32))
         return jnp.fft.irfft2(spectrum * weights, s=values.shape[-2:])
 
-    if not layers.batch_sharded(affinity.shape[0]):
+    split = layers.batch_spec(affinity.shape[0])
+    if split is None:
         return transform(affinity, spectrum_filter)
-    on_data, shared = PartitionSpec("data"), PartitionSpec()
-    per_case = spectrum_filter.shape[0] > 1
-    return jax.shard_map(
-        transform, in_specs=(on_data, on_data if per_case else shared), out_specs=on_data
-    )(affinity, spectrum_filter)
+    of_filter = split if spectrum_filter.shape[0] > 1 else PartitionSpec()
+    return jax.shard_map(transform, in_specs=(split, of_filter), out_specs=split)(
+        affinity, spectrum_filter
+    )
 
 
 class NBPFilter(nn.Module):

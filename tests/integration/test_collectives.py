@@ -21,15 +21,18 @@ config.data.image_size = 16
 config.sampling.update(members=4, steps=3, member_chunk=2)
 subject = Subject(config, 8, 3, "float32")
 parameters = sum(leaf.size for leaf in jax.tree.leaves(subject.state.params))
-with jax.set_mesh(subject.mesh):
-    rows = {"train": subject.train(2), "segment": subject.segment(2)}
+rows = {"train": subject.train(2), "segment": subject.segment(2)}
+config.model_shards = 4
+rows["sharded"] = Subject(config, 8, 3, "float32").train(2)
+rows["alone"] = Subject(config, 1, 3, "float32").segment(2)
 print(json.dumps({"parameters": parameters} | {k: v["collectives"] for k, v in rows.items()}))
 """
 
 
 @pytest.fixture(scope="module")
 def collectives():
-    """Kind -> count and bytes of the programs "train" and "segment"; and the parameters."""
+    """Kind -> count and bytes of the programs "train", "segment", "sharded" (training state on
+    four devices) and "alone" (a single case); and the parameters."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
@@ -54,3 +57,19 @@ def test_training_reduces_the_gradients_once(collectives):
     assert gradients <= reduced["bytes"] <= 1.05 * gradients
     others = sum(v["bytes"] for k, v in collectives["train"].items() if k != "all-reduce")
     assert others <= 0.05 * gradients
+
+
+def test_sharded_training_gathers_parameters_and_reduces_gradients_once(collectives):
+    found, parameters = collectives["sharded"], 4 * collectives["parameters"]
+    assert found["all-gather"]["bytes"] <= 1.05 * parameters
+    # On CPU, XLA adds whole gradients up and then drops what a device does not hold.
+    reduced = sum(
+        found.get(kind, {"bytes": 0})["bytes"] for kind in ("all-reduce", "reduce-scatter")
+    )
+    assert found["all-gather"]["bytes"] >= 0.5 * parameters and reduced <= 1.05 * parameters
+    others = {"all-gather", "all-reduce", "reduce-scatter"}
+    assert sum(v["bytes"] for k, v in found.items() if k not in others) <= 0.05 * parameters
+
+
+def test_devices_share_the_members_of_a_single_case(collectives):
+    assert collectives["alone"] == {"all-gather": {"count": 1, "bytes": 4 * 16 * 16 * 4}}

@@ -156,8 +156,8 @@ def test_images_of_different_sizes_come_back_as_lists(segmenter, discs):
         ({"colour": 1}, "unknown setting 'colour'"),
         ({"sampler": "euler"}, "sampler 'euler'"),
         ({"fusion": "max"}, "fusion: 'max'"),
-        ({"members": 0}, r"members \(0\)"),
-        ({"member_chunk": 0}, r"member_chunk \(0\)"),
+        ({"members": 0}, "members: 0"),
+        ({"member_chunk": 0}, "member_chunk: 0"),
         ({"batch_size": 0}, "batch_size: 0"),
         ({"steps": -1}, "steps"),
         ({"steps": 100_000}, "steps"),
@@ -204,8 +204,10 @@ import jax, numpy as np
 from medsegdiff_jax.segmenter import Segmenter
 assert jax.device_count() == 8
 images = np.load(sys.argv[2])
-result = Segmenter.load(sys.argv[1])(images, case_ids=list("abcde"), seed=3)
-np.savez(sys.argv[3], **vars(result))
+segmenter = Segmenter.load(sys.argv[1])
+result = segmenter(images, case_ids=list("abcde"), seed=3)
+alone = segmenter(images[:1], case_ids=["a"], seed=3)  # its members on different devices
+np.savez(sys.argv[3], **vars(result), alone=alone.probability)
 """
 
 
@@ -225,4 +227,6 @@ def test_eight_devices_without_tensorflow_agree_with_one(segmenter, trained, dis
     )
     alone = segmenter(discs, case_ids=list("abcde"), seed=3)
     with np.load(tmp_path / "result.npz") as stored:
-        assert_alike(Segmentation(**stored), alone)
+        arrays = dict(stored)
+    np.testing.assert_allclose(arrays.pop("alone")[0], alone.probability[0], atol=1e-4)
+    assert_alike(Segmentation(**arrays), alone)

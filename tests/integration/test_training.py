@@ -178,28 +178,60 @@ from ml_collections import ConfigDict
 from medsegdiff_jax import trainer
 config = ConfigDict(json.load(open(sys.argv[1])))
 assert jax.device_count() == 8
-state = trainer.train(config, sys.argv[2])
-np.savez(sys.argv[3], *jax.tree.leaves(jax.device_get(state.params)))
+for name, model_shards, accumulate_steps in (("eight", 1, 1), ("sharded", 4, 2)):
+    config.update(model_shards=model_shards, accumulate_steps=accumulate_steps)
+    state = trainer.train(config, f"{sys.argv[2]}/{name}")
+    held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state.opt_state))
+    share = held / sum(x.size for x in jax.tree.leaves(state.opt_state))
+    params = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state.params))]
+    np.savez(f"{sys.argv[2]}/{name}.npz", *params, share=share)
 """
 
 
-def test_one_device_and_eight_train_alike(tiny_config, tmp_path):
-    alone = trainer.train(tiny_config, str(tmp_path / "one"))
+@pytest.fixture
+def eight_devices(tiny_config, tmp_path):
+    """Workdirs and results of eight devices, plain and sharded; and the config."""
+    tiny_config.batch_size = 16
     (tmp_path / "config.json").write_text(tiny_config.to_json_best_effort())
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
-    arguments = [tmp_path / "config.json", tmp_path / "eight", tmp_path / "params.npz"]
     subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES, *map(str, arguments)],
+        [sys.executable, "-c", EIGHT_DEVICES, str(tmp_path / "config.json"), str(tmp_path)],
         cwd=ROOT,
         env=environment,
         check=True,
         timeout=300,
     )
-    with np.load(tmp_path / "params.npz") as stored:
-        others = [stored[name] for name in stored.files]
-    # Sums in another order, then Adam's division by small second moments.
-    for ours, theirs in zip(leaves(alone.params), others, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    return tiny_config, tmp_path
+
+
+def test_one_device_trains_like_eight_whole_or_sharded_and_resumes_them(eight_devices):
+    config, folder = eight_devices
+    alone = leaves(trainer.train(config, str(folder / "one")).params)
+    shares = {}
+    for name in ("eight", "sharded"):
+        with np.load(folder / f"{name}.npz") as stored:
+            shares[name] = float(stored["share"])
+            others = [stored[f"arr_{index}"] for index in range(len(alone))]
+        # Sums in another order, then Adam's division by small second moments.
+        for ours, theirs in zip(alone, others, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    # Each of four devices holds a quarter of the moments but for the smallest arrays.
+    assert shares["eight"] == 1 and 0.25 <= shares["sharded"] < 0.5
+    config.num_steps = 4
+    assert int(trainer.train(config, str(folder / "sharded")).step) == 4
+
+
+def test_parts_that_do_not_divide_are_refused(tiny_config, tmp_path):
+    for field, value, words in (
+        ("accumulate_steps", 3, "batch_size: 8 is not a multiple of 3 parts"),
+        ("accumulate_steps", 0, "accumulate_steps: 0 is less than 1"),
+        ("model_shards", 2, "model_shards: 2 does not divide the 1 devices"),
+    ):
+        changed = copy.deepcopy(tiny_config)
+        changed[field] = value
+        with pytest.raises(InputError, match=words):
+            trainer.train(changed, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

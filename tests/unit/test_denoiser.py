@@ -32,9 +32,10 @@ def segment(model, image, case, *, members=3, steps=3, sampler="ddpm", chunk=3, 
     """Samples of a batch as numpy [n, B, H, W, K]."""
     network, diffusion, params = model
     fn = denoiser.make_segment_fn(
-        network, diffusion, members=members, steps=steps, sampler=sampler, member_chunk=chunk
+        network, diffusion, steps=steps, sampler=sampler, member_chunk=chunk
     )
-    return np.asarray(jax.jit(fn)(params, image, jnp.asarray(case, jnp.uint32), np.uint32(seed)))
+    case, members = jnp.asarray(case, jnp.uint32), jnp.arange(members)
+    return np.asarray(jax.jit(fn)(params, image, case, np.uint32(seed), members))
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,9 @@ def scan_bodies(jaxpr):
 
 def test_the_condition_model_is_outside_the_loop(model, image):
     network, diffusion, params = model
-    fn = denoiser.make_segment_fn(
-        network, diffusion, members=2, steps=3, sampler="ddim", member_chunk=2
-    )
-    case, seed = jnp.zeros(3, jnp.uint32), jnp.uint32(0)
-    whole = jax.make_jaxpr(fn)(params, image, case, seed).jaxpr
+    fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
+    case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.arange(2)
+    whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
     inside = max(primitives(body, "conv_general_dilated") for body in scan_bodies(whole))
     condition = jax.make_jaxpr(
         lambda: network.apply({"params": params}, image, method="encode")
@@ -117,13 +116,12 @@ def test_the_condition_model_is_outside_the_loop(model, image):
     ("change", "words"),
     [
         ({"sampler": "euler"}, "euler"),
-        ({"members": 0}, "members"),
         ({"steps": 1001}, "steps: 1001"),
         ({"member_chunk": 0}, "member_chunk"),
     ],
 )
 def test_impossible_settings_are_named(model, change, words):
-    settings = {"members": 2, "steps": 2, "sampler": "ddim", "member_chunk": 1} | change
+    settings = {"steps": 2, "sampler": "ddim", "member_chunk": 1} | change
     with pytest.raises(InputError, match=words):
         denoiser.make_segment_fn(*model[:2], **settings)
 
@@ -135,7 +133,6 @@ def test_a_plain_unet_has_nothing_to_denoise():
         denoiser.make_segment_fn(
             network,
             process.build(config.diffusion, TASK),
-            members=1,
             steps=2,
             sampler="ddim",
             member_chunk=1,

@@ -1,5 +1,9 @@
 """Results of sample.py never replace an image or each other."""
 
+import json
+import os
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,3 +48,63 @@ def test_two_results_of_one_name_are_refused_before_anything_is_written(
             segmenter, images, tmp_path / "out", segmenter.choose(), ("mask", "overlay")
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path, monkeypatch):
+    """Segments three images into one folder; returns the names of those that it computed."""
+    segmenter = Segmenter(tiny_model)
+    images = find(folder_of(tmp_path / "scans", "a.png", "b.png", "c.png"), segmenter)
+
+    def call(save=("mask", "probability"), **changes):
+        computed = []
+        stream = Segmenter.stream
+
+        def watched(self, cases, *args, **kwargs):
+            for result in stream(self, cases, *args, **kwargs):
+                computed.append(result.case_id)
+                yield result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Segmenter, "stream", watched)
+            settings = segmenter.choose(**changes)
+            prediction.predict(segmenter, images, tmp_path / "out", settings, save)
+        listed = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
+        assert listed.keys() == images.keys()
+        return "".join(computed)
+
+    return call
+
+
+def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
+    assert run() == "abc" and run() == ""
+    assert run(batch_size=1) == ""  # moves the last digits only
+    (tmp_path / "out" / "b_probability.png").unlink()
+    assert run() == "b"
+    later = time.time() + 5
+    os.utime(tmp_path / "scans" / "c.png", (later, later))
+    assert run() == "c"
+    os.utime(tmp_path / "scans" / "c.png", (0, 0))
+    assert run(save=("mask", "uncertainty")) == "abc"  # was not saved
+    assert run(save=("mask", "uncertainty"), seed=1) == "abc"
+    assert run(save=("mask", "uncertainty"), seed=1) == ""
+
+
+def test_a_damaged_list_of_what_is_done_is_made_anew(run, tmp_path):
+    run()
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "out" / "run.json").write_text(text)
+        assert run() == "abc"
+
+
+def test_what_is_done_is_listed_even_if_the_run_is_killed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction, "LIST_SECONDS", 0)
+    written = []
+    write = prediction.report.write_json
+    monkeypatch.setattr(
+        prediction.report,
+        "write_json",
+        lambda path, run: (written.append(len(run["cases"])), write(path, run)),
+    )
+    run()
+    assert written == [0, 1, 2, 3, 3]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medsegdiff_jax import fusion, imaging
+from medsegdiff_jax.partitioning import sampling_mesh
 from medsegdiff_jax.segmenter import Segmenter
 from medsegdiff_jax.types import InputError, Modality
 
@@ -47,7 +48,7 @@ def recorded(segmenter, monkeypatch):
     steep = np.clip(3 * ramp - 1, 0, 1)
     members = np.stack([np.tile(ramp, (16, 1)), np.tile(steep, (16, 1))])[..., None]
     recorder = Recorder(members)
-    monkeypatch.setattr(segmenter, "_segment_fn", lambda settings: recorder)
+    monkeypatch.setattr(segmenter, "_segment_fn", lambda settings: (sampling_mesh(1), recorder))
     return recorder
 
 
@@ -73,6 +74,30 @@ def test_every_batch_has_one_shape_and_padding_is_dropped(segmenter, images, rec
     result = segmenter(images, batch_size=2)
     assert len(result.mask) == 5
     assert [call[0].shape for call in recorded.calls] == [(2, 16, 16, 3)] * 3
+
+
+def test_ragged_batches_are_traced_once(segmenter, images):
+    for count in (5, 4, 3):
+        segmenter(images[:count], batch_size=2)
+    (compiled,) = segmenter._compiled.values()
+    assert compiled[1]._cache_size() == 1
+
+
+def test_the_next_batch_is_started_before_the_last_is_dealt_with(segmenter, images, recorded):
+    cases = ((str(index), image) for index, image in enumerate(images))
+    results = segmenter.stream(cases, segmenter.choose(batch_size=1))
+    assert next(results).case_id == "0" and len(recorded.calls) == 2
+
+
+def test_what_came_before_an_unreadable_image_is_not_lost(segmenter, images, recorded):
+    def cases():
+        yield "a", images[0]
+        raise InputError("b: cannot be read")
+
+    results = segmenter.stream(cases(), segmenter.choose(batch_size=1))
+    assert next(results).case_id == "a"
+    with pytest.raises(InputError, match="b: cannot be read"):
+        next(results)
 
 
 def test_probabilities_are_resized_and_then_decided(segmenter, recorded):

@@ -1,0 +1,104 @@
+"""One update of the parameters, as a pure function and compiled for a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from medsegdiff_jax.losses import Objective
+from medsegdiff_jax.partitioning import (
+    gathered,
+    on_batch,
+    replicated,
+    scattered,
+    state_shardings,
+)
+from medsegdiff_jax.process import Process
+from medsegdiff_jax.train_state import TrainState
+from medsegdiff_jax.types import Array, Batch, Params
+
+StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+Gradients = tuple[Params, dict[str, Array]]
+GradientFn = Callable[[Params, Batch], Gradients]
+
+
+def make_train_step(
+    model: nn.Module,
+    diffusion: Process,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    config: Any,
+) -> StepFn:
+    """One update as a pure function (state, batch) -> (state, per-example terms and gradient norm).
+
+    The random numbers of a step follow from (config.seed, step) and are drawn for the whole batch,
+    so the number of parts that it is computed in (config.accumulate_steps) changes nothing but the
+    order of sums.
+    """
+    steps, parts = diffusion.schedule.num_steps, config.accumulate_steps
+
+    def loss_fn(params, batch):
+        mask, eps, t = batch["mask"], batch["eps"], batch["t"]
+        x_t = diffusion.corrupt(diffusion.mask_to_x0(mask), eps, t)
+        x_in = diffusion.network_input(x_t, t)
+        output, condition = model.apply({"params": params}, batch["image"], x_in, t)
+        terms = objective(diffusion, output, condition, mask, eps, t)
+        return jnp.mean(terms["total"]), terms
+
+    def train_step(state, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key_t, key_eps = jax.random.split(key)
+        shape = batch["mask"].shape
+        t = jax.random.randint(key_t, shape[:1], 1, steps + 1)
+        batch = {**batch, "t": t, "eps": jax.random.normal(key_eps, shape)}
+        params = gathered(state.params)
+        gradients, terms = accumulated(jax.grad(loss_fn, has_aux=True), params, batch, parts)
+        gradients = scattered(gradients)
+        norm = jnp.broadcast_to(optax.tree.norm(gradients), terms["total"].shape)
+        state = state.apply_gradients(optimizer, gradients, config.ema_decay)
+        return state, {**terms, "grad_norm": norm}
+
+    return train_step
+
+
+def accumulated(gradient_fn: GradientFn, params: Params, batch: Batch, parts: int) -> Gradients:
+    """Mean gradients of a batch and its per-example terms, computed part by part.
+
+    Only one part's activations are held at a time. The parts are interleaved (part i has the rows
+    i, i + parts, ...), so that each lies evenly on the devices without any row moving. The loop is
+    unrolled: XLA's convolution gradients are many times slower in a loop on CPU.
+
+    Args:
+      gradient_fn: (params, batch) -> (mean gradients, terms [b]).
+      params: any tree.
+      batch: arrays [B, ...]; `parts` divides B.
+      parts: number of parts.
+    """
+    if parts == 1:
+        return gradient_fn(params, batch)
+    rows = jax.tree.map(lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]), batch)
+    total, terms = None, []
+    for index in range(parts):
+        part = jax.tree.map(lambda x, i=index: x[:, i], rows)
+        # Without the barrier the compiler may compute several parts at once.
+        total, part = jax.lax.optimization_barrier((total, part))
+        gradients, found = gradient_fn(params, part)
+        total = gradients if total is None else jax.tree.map(jnp.add, total, gradients)
+        terms.append(found)
+    merged = jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1), *terms)
+    return jax.tree.map(lambda g: g / parts, total), merged
+
+
+def compile_train_step(step_fn: StepFn, mesh: Mesh, state: TrainState) -> StepFn:
+    """`step_fn` compiled for `mesh`; it overwrites the state that it is given."""
+    shardings = state_shardings(mesh, state)
+    return jax.jit(
+        step_fn,
+        in_shardings=(shardings, on_batch(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
