@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.num_steps = 20_000  # updates
     config.batch_size = 16  # images per update, over all devices
+    config.recycle = 0.5  # share of the examples whose x_t is made from the network's own answer
     config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update
     config.model_shards = 1  # devices that share one copy of the training state: less memory
     config.ema_decay = 0.999  # of the averaged weights, which are validated and used
@@ -163,6 +164,8 @@ def _paper(config: ConfigDict) -> None:
     """The recipe of the paper, with our reading where it is silent (docs/paper_to_code.md)."""
     config.num_steps = 100_000
     config.batch_size = 32
+    config.recycle = 0.0
+    config.recycle = 0.5  # share of the examples whose x_t is made from the network's own answer
     config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update
     config.model_shards = 1  # devices that share one copy of the training state: less memory
     config.ema_decay = 0.9999
