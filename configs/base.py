@@ -150,7 +150,7 @@ def _sampling() -> ConfigDict:
     sampling = ConfigDict()
     sampling.members = 10
     sampling.steps = 10
-    sampling.sampler = "ddim"  # or "ddpm"
+    sampling.sampler = "ddim"  # or "ddpm", "dpmpp" (second order), "dpmpp_sde"
     sampling.fusion = "mean"  # or "vote" or "staple"
     sampling.member_chunk = 10  # members at once; bounds the memory
     sampling.batch_size = 8  # cases at once
