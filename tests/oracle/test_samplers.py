@@ -283,6 +283,19 @@ def test_modes_keep_their_shares(kind, sampler, keys):
     assert np.mean(np.abs(np.abs(x_0) - place) < 5 * width) > 0.99
 
 
+def test_ten_second_order_steps_lose_less_of_the_rarer_mode(keys):
+    # The probability flow is monotone: x_T above its 0.7 quantile goes to the mode of share 0.3.
+    schedule = SCHEDULES["cosine-zero-snr"](1000)
+    x_T = np.asarray(samplers.gaussian_like(keys, jnp.zeros((CASES, 1))))
+    reaching = (x_T > 0.5244005).mean()
+    lost = {}
+    for sampler in ("ddim", "dpmpp"):
+        x_0 = run(bimodal_denoiser, (0.3, 0.3, 0.02), schedule, 10, sampler, keys, (1,))
+        lost[sampler] = reaching - (x_0 > 0).mean()
+    assert 0.012 < lost["ddim"] < 0.024  # 0.018 on a grid of quantiles
+    assert 0.003 < lost["dpmpp"] < 0.011  # 0.007
+
+
 @pytest.mark.parametrize(("second", "first"), [("dpmpp", "ddim"), ("dpmpp_sde", "ddpm")])
 def test_one_step_is_of_first_order(second, first, keys):
     arguments = (gaussian_denoiser, (0.3, 0.6), SCHEDULES["cosine-zero-snr"](4), 1)
