@@ -80,7 +80,7 @@ def ddpm_step(
 
     Args:
       schedule: tables of length T+1.
-      prediction: at (x_t, t).
+      prediction: at (x_t, t), or the one expected in the middle of the step.
       x_t: [B, ...].
       t: current timestep, 1..T.
       s: next timestep, 0..t-1.
@@ -100,7 +100,7 @@ def ddim_step(
 
     Args:
       schedule: tables of length T+1.
-      prediction: at (x_t, t).
+      prediction: at (x_t, t), or the one expected in the middle of the step.
       x_t: [B, ...]; enters only through the prediction.
       t: current timestep; enters only through the prediction.
       s: next timestep, 0..t-1.
