@@ -10,7 +10,7 @@ _LIST = flags.DEFINE_string("list", None, "Text file of case names: only these."
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 _MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition model alone.")
-_SAMPLER = flags.DEFINE_string("sampler", None, "ddim or ddpm.")
+_SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")

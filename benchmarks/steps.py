@@ -4,7 +4,7 @@
         --output=benchmarks/results/steps.json
 
 FOLDER has images/, masks/ and test.txt. Every row samples the same cases with the same seed and
-fuses by the mean.
+fuses by the mean. --samplers=ddim,dpmpp adds rows of other samplers.
 """
 
 import json
@@ -21,7 +21,7 @@ from medsegdiff_jax.segmenter import Segmenter
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model to sample.")
 _DATA = flags.DEFINE_string("data", None, "Folder with images/, masks/ and test.txt.")
 _STEPS = flags.DEFINE_list("steps", "0,1,2,5,10", "Numbers of steps.")
-_SAMPLERS = flags.DEFINE_list("samplers", "ddim", "Samplers.")
+_SAMPLERS = flags.DEFINE_list("samplers", "ddim", "Some of ddim, ddpm, dpmpp, dpmpp_sde.")
 _MEMBERS = flags.DEFINE_integer("members", 4, "Samples per image.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     masks = picture_output.find(root / "masks", root / "test.txt", segmenter.task)
     references = {name: imaging.read_labels(path) > 0 for name, (path,) in masks.items()}
     rows = []
-    print("sampler  steps  members  Dice [95% interval]        s per case")
+    print("sampler    steps  members  Dice [95% interval]        s per case")
     for sampler in _SAMPLERS.value:
         for steps in map(int, _STEPS.value):
             settings = segmenter.choose(
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
                 [metrics.dice(one.mask > 0, references[one.case_id]) for one in results]
             )
             rows.append({**vars(settings), "dice": vars(dice), "seconds_per_case": seconds})
-            print(f"{sampler:7}  {steps:5d}  {settings.members:7d}  {dice.mean:.4f} "
+            print(f"{sampler:9}  {steps:5d}  {settings.members:7d}  {dice.mean:.4f} "
                   f"[{dice.low:.4f}, {dice.high:.4f}]  {seconds:10.2f}", flush=True)  # fmt: skip
     if _OUTPUT.value:
         result = {

@@ -201,7 +201,7 @@ class Subject:
         """The same ensemble member by member and step by step, the condition computed each time."""
         sampling, schedule = self.config.sampling, self.process.schedule
         path = schedules.trajectory(schedule.num_steps, sampling.steps)
-        step_fn, params = samplers.SAMPLERS[sampling.sampler], self._params()
+        params = self._params()
 
         @jax.jit
         def step(x_t: Any, image: Any, t: Any, s: Any, key: Any) -> Any:
@@ -209,7 +209,7 @@ class Subject:
             output, _ = self.model.apply({"params": params}, image, x_in, t)
             noise = jax.random.normal(key, x_t.shape)
             prediction = self.process.predict(output, x_t, t)
-            return step_fn(schedule, prediction, x_t, t, s, noise)
+            return samplers.SAMPLERS[sampling.sampler].step(schedule, prediction, x_t, t, s, noise)
 
         def ensemble() -> Any:
             members = []

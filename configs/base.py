@@ -118,7 +118,7 @@ def _diffusion() -> ConfigDict:
     diffusion.num_timesteps = 1000  # T
     diffusion.schedule = "cosine"  # or "linear"
     diffusion.zero_terminal_snr = True  # x_T is pure noise
-    diffusion.input_scale = 0.3  # masks live at -0.3 and 0.3
+    diffusion.input_scale = 0.1  # masks live at -0.1 and 0.1
     diffusion.prediction = "x0"  # "x0" (mask logits), "eps" or "v"
     return diffusion
 
@@ -153,7 +153,7 @@ def _sampling() -> ConfigDict:
     sampling = ConfigDict()
     sampling.members = 10
     sampling.steps = 10
-    sampling.sampler = "ddim"  # or "ddpm"
+    sampling.sampler = "ddim"  # or "ddpm", "dpmpp" (second order), "dpmpp_sde"
     sampling.fusion = "mean"  # or "vote" or "staple"
     sampling.member_chunk = 10  # members at once; bounds the memory
     sampling.batch_size = 8  # cases at once

@@ -42,7 +42,7 @@ def make_segment_fn(
       model: network with `encode` and, if `generative`, `denoise`.
       process: what the model was trained with.
       steps: denoising steps; 0 returns the condition model's own segmentation as every member.
-      sampler: "ddim" or "ddpm".
+      sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       member_chunk: members evaluated at once (vmapped); bounds the memory.
 
     Raises:
@@ -55,7 +55,7 @@ def make_segment_fn(
     if steps and not model.generative:
         raise InputError("this model has no diffusion network: only steps=0 is possible")
     trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
-    step_fn = samplers.SAMPLERS[sampler]
+    solver = samplers.SAMPLERS[sampler]
 
     def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Array:
         condition = model.apply({"params": params}, image, method="encode")
@@ -69,7 +69,7 @@ def make_segment_fn(
         def member(index: Array) -> Array:
             keys = jax.vmap(jax.random.fold_in, (0, None))(case_keys, index)
             x_noise = samplers.gaussian_like(keys, jnp.zeros_like(condition.logits))
-            x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, step_fn)
+            x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)
             return process.x0_to_mask(x_0)
 
         return jax.lax.map(member, members, batch_size=min(member_chunk, len(members)))

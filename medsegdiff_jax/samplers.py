@@ -2,6 +2,12 @@
 
 A sampler knows a schedule and a function (x_t, t) -> Prediction; it never sees a network. A step
 goes from t to any earlier s, so fewer steps than T are a shorter list (`schedules.trajectory`).
+Deterministic or ancestral, first or second order: these two choices make the four samplers.
+
+| | first order | second order |
+| --- | --- | --- |
+| deterministic | ddim | dpmpp |
+| ancestral | ddpm | dpmpp_sde |
 
 *DDPM* (Ho et al. 2020, algorithm 2, on a respaced list): draw x_s from q(x_s | x_t, x_0), the
 Gaussian derived in `process`, with the predicted x0 in the place of x_0.
@@ -12,13 +18,34 @@ result is a function of x_T alone. It is the Euler step of the probability-flow 
 x_t / alpha_t against sigma_t / alpha_t, yet free of a division by alpha_t, so it also starts from
 alpha_T = 0.
 
-In both, the row s = 0 of the schedule is (1, 0): the last step returns the predicted x0 exactly.
+*DPM-Solver++ 2M* (Lu et al. 2022, "DPM-Solver++", algorithm 2, and its SDE variant in the
+appendix). In l = log(alpha / sigma), with x0(l) the prediction along the path and h = l_s - l_t,
+the probability-flow ODE and the reverse SDE have the solutions
+
+    x_s = (sigma_s / sigma_t) x_t + alpha_s int_{l_t}^{l_s} e^(l - l_s) x0(l) dl
+    x_s = (sigma_s / sigma_t) e^-h x_t + 2 alpha_s int_{l_t}^{l_s} e^(2 (l - l_s)) x0(l) dl
+          + sigma_s sqrt(1 - e^(-2 h)) noise
+
+With x0(l) held at x0(l_t) the integrals are alpha_s (1 - e^-h) x0 and alpha_s (1 - e^(-2 h)) x0:
+because e^-h = alpha_t sigma_s / (alpha_s sigma_t), these are the steps of DDIM and of DDPM. Held at
+its value in the middle of the step, the error per step falls from O(h^2) to O(h^3). The prediction
+made at u, one step of length h_prev = l_t - l_u before, gives that value by a straight line:
+
+    x0(l_t + h / 2) = x0 + w (x0 - x0_prev),   w = h / (2 h_prev)
+
+So the second-order samplers are the first-order steps with this x0 and the noise that belongs to
+it. w is 0 in the first step, which has no past, and in the last, where l_s is infinite; where
+alpha_T = 0 it is 0 in the second step too, since h_prev is infinite.
+
+In all of them, the row s = 0 of the schedule is (1, 0): the last step returns the predicted x0
+exactly.
 
 *Randomness is an address.* The noise of case b at timestep t comes from fold_in(keys[b], t): it
 depends neither on the other cases of the batch nor on the number of devices. Draw x_T from `keys`
 themselves (`gaussian_like(keys, x)`): fold_in keeps that stream apart from the steps'.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -33,6 +60,19 @@ StepFn = Callable[[Schedule, Prediction, Array, Array, Array, Array], Array]
 """(schedule, prediction, x_t, t, s, noise) -> x_s, s < t."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How to go from x_t to x_s.
+
+    Attributes:
+      step: `ddpm_step` or `ddim_step`.
+      second_order: give it the x0 expected in the middle of the step, not the one of its start.
+    """
+
+    step: StepFn
+    second_order: bool
+
+
 def ddpm_step(
     schedule: Schedule, prediction: Prediction, x_t: Array, t: Array, s: Array, noise: Array
 ) -> Array:
@@ -40,7 +80,7 @@ def ddpm_step(
 
     Args:
       schedule: tables of length T+1.
-      prediction: at (x_t, t).
+      prediction: at (x_t, t), or the one expected in the middle of the step.
       x_t: [B, ...].
       t: current timestep, 1..T.
       s: next timestep, 0..t-1.
@@ -60,7 +100,7 @@ def ddim_step(
 
     Args:
       schedule: tables of length T+1.
-      prediction: at (x_t, t).
+      prediction: at (x_t, t), or the one expected in the middle of the step.
       x_t: [B, ...]; enters only through the prediction.
       t: current timestep; enters only through the prediction.
       s: next timestep, 0..t-1.
@@ -74,7 +114,25 @@ def ddim_step(
     return alpha_s * prediction.x0 + sigma_s * prediction.eps
 
 
-SAMPLERS: dict[str, StepFn] = {"ddim": ddim_step, "ddpm": ddpm_step}
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": Sampler(ddim_step, second_order=False),
+    "ddpm": Sampler(ddpm_step, second_order=False),
+    "dpmpp": Sampler(ddim_step, second_order=True),
+    "dpmpp_sde": Sampler(ddpm_step, second_order=True),
+}
+
+
+def midpoint_weights(schedule: Schedule, trajectory: np.ndarray) -> Array:
+    """w = h / (2 h_prev) of every step, [N] float32; 0 in the first and the last (Lu et al. 2022).
+
+    Args:
+      schedule: tables of length T+1.
+      trajectory: [N+1] timesteps, strictly falling from T to 0.
+    """
+    # The last point, t = 0, is left out: l is infinite there. At t = T it may be -infinite.
+    alpha, sigma = (jnp.asarray(row)[trajectory[:-1]] for row in (schedule.alpha, schedule.sigma))
+    h = jnp.diff(jnp.log(alpha) - jnp.log(sigma))
+    return jnp.zeros(len(alpha)).at[1:-1].set(h[1:] / (2 * h[:-1]))
 
 
 def gaussian_like(keys: Array, x: Array) -> Array:
@@ -88,7 +146,7 @@ def sample(
     trajectory: np.ndarray,
     x_T: Array,  # noqa: N803
     keys: Array,
-    step_fn: StepFn,
+    sampler: Sampler,
 ) -> Array:
     """Runs the whole trajectory in one forward scan.
 
@@ -98,17 +156,30 @@ def sample(
       trajectory: [N+1] int32 timesteps, strictly falling from T to 0.
       x_T: [B, ...] starting noise.
       keys: [B] typed keys, one per case (and ensemble member).
-      step_fn: one of SAMPLERS.
+      sampler: one of SAMPLERS.
 
     Returns:
       x_0 [B, ...]: the x0 of the last prediction.
     """
 
-    def step(x_t: Array, scanned: tuple[Array, Array]) -> tuple[Array, None]:
-        t, s = scanned
+    def step(carry: tuple[Array, Array], scanned: tuple[Array, ...]) -> tuple[tuple, None]:
+        x_t, previous_x0 = carry
+        t, s, weight = scanned
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
         noise = gaussian_like(step_keys, x_t)
-        return step_fn(schedule, denoise(x_t, t), x_t, t, s, noise), None
+        prediction = denoise(x_t, t)
+        change = weight * (prediction.x0 - previous_x0)
+        expected = _shifted(schedule, prediction, change, t)
+        return (sampler.step(schedule, expected, x_t, t, s, noise), prediction.x0), None
 
-    x_0, _ = jax.lax.scan(step, x_T, (jnp.asarray(trajectory[:-1]), jnp.asarray(trajectory[1:])))
+    path = jnp.asarray(trajectory)
+    second = sampler.second_order
+    weights = midpoint_weights(schedule, path) if second else jnp.zeros(len(path) - 1)
+    (x_0, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), (path[:-1], path[1:], weights))
     return x_0
+
+
+def _shifted(schedule: Schedule, prediction: Prediction, change: Array, t: Array) -> Prediction:
+    """x0 + change, and the eps that keeps x_t = alpha_t x0 + sigma_t eps."""
+    alpha_t, sigma_t = coefficients(schedule, t, change)
+    return Prediction(prediction.x0 + change, prediction.eps - (alpha_t / sigma_t) * change)

@@ -38,7 +38,7 @@ class Settings:
     Attributes:
       members: samples per image.
       steps: denoising steps per sample; 0 = the condition model's own answer.
-      sampler: "ddim" or "ddpm".
+      sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       fusion: "mean", "vote" or "staple".
       member_chunk: members sampled at once; bounds the memory.
       batch_size: images sampled at once.

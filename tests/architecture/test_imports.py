@@ -28,6 +28,7 @@ LAYERS = {
     "partitioning": 1,
     "progress": 1,
     "schedules": 1,
+    "ensemble_size": 2,
     "process": 2,
     "volumes": 2,
     "losses": 3,
