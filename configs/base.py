@@ -165,9 +165,6 @@ def _paper(config: ConfigDict) -> None:
     config.num_steps = 100_000
     config.batch_size = 32
     config.recycle = 0.0
-    config.recycle = 0.5  # share of the examples whose x_t is made from the network's own answer
-    config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update
-    config.model_shards = 1  # devices that share one copy of the training state: less memory
     config.ema_decay = 0.9999
     config.model.condition_prior = False
     config.diffusion.schedule = "linear"

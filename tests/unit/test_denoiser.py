@@ -75,23 +75,24 @@ def test_zero_steps_are_the_condition_models_own_answer(model, image):
     np.testing.assert_allclose(result[0], jax.nn.sigmoid(logits), atol=1e-5)
 
 
+def equations(jaxpr):
+    """All equations of a jaxpr, inner jaxprs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
 def primitives(jaxpr, name):
     """How often a primitive occurs in a jaxpr, inner jaxprs included."""
-    total = 0
-    for equation in jaxpr.eqns:
-        total += equation.primitive.name == name
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            total += primitives(inner, name)
-    return total
+    return sum(equation.primitive.name == name for equation in equations(jaxpr))
 
 
 def scan_bodies(jaxpr):
     """Jaxprs of all scans, innermost included."""
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         if equation.primitive.name == "scan":
             yield equation.params["jaxpr"].jaxpr
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from scan_bodies(inner)
 
 
 def test_the_condition_model_is_outside_the_loop(model, image):
@@ -110,6 +111,28 @@ def test_the_condition_model_is_outside_the_loop(model, image):
     count = "conv_general_dilated"
     assert inside == primitives(one_step, count)
     assert primitives(whole, count) == inside + primitives(condition, count)
+
+
+def test_filters_are_computed_once_per_step_for_all_members_and_cases(model, image):
+    network, diffusion, params = model
+    fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
+    case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.arange(2)
+    whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
+    body = next(b for b in scan_bodies(whole) if primitives(b, "fft"))
+    tokens = (SIZE // 2 // network.semantic_patch) ** 2
+    half_plane = (tokens, tokens // 2 + 1)
+    shapes = [
+        variable.aval.shape
+        for equation in equations(body)
+        for variable in equation.outvars
+        if equation.primitive.name == "dot_general"
+    ]
+    filters = [shape for shape in shapes if shape[-3:-1] == half_plane]
+    modules = 2 * network.semantic_blocks
+    assert len(filters) == modules * (network.filter_blocks + 1)
+    assert {np.prod(shape[:-3]) for shape in filters} == {1}
+    # There and back again in each module; the transforms do see members and cases.
+    assert primitives(body, "fft") == primitives(whole, "fft") == 2 * modules
 
 
 @pytest.mark.parametrize(
