@@ -25,7 +25,7 @@ class Validation:
     def __init__(
         self, config: Any, dataset: Dataset, model: nn.Module, process: Process, mesh: Mesh
     ):
-        """Jits the ensemble and the condition model's own segmentation.
+        """Jits the ensemble and, if there is one, the condition model's own segmentation.
 
         Args:
           config: the whole config; its `validation` node holds members, steps, sampler, fusion,
@@ -46,7 +46,7 @@ class Validation:
         }
         segment = denoiser.make_segment_fn(model, process, **sampling)
         self._segment_fns = {"": denoiser.compile_segment_fn(segment, mesh)}
-        if model.generative:
+        if model.generative and model.encode_segments:
             alone = denoiser.make_segment_fn(model, process, **(sampling | {"steps": 0}))
             self._segment_fns["condition_"] = denoiser.compile_segment_fn(alone, mesh)
 
@@ -54,10 +54,10 @@ class Validation:
         """Samples and scores all validation cases.
 
         Returns:
-          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone}:
-          mean over cases (pictures, or volumes as far as their slices are validated) and classes,
-          empty masks by the strict policy; and pictures {"validation": [H, W, 3] uint8}, a row per
-          example: image, reference, probability, uncertainty.
+          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone, if
+          it segments}: mean over cases (pictures, or volumes as far as their slices are validated)
+          and classes, empty masks by the strict policy; and pictures {"validation": [H, W, 3]
+          uint8}, a row per example: image, reference, probability, uncertainty.
         """
         task = self._dataset.task
         pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}
