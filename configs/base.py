@@ -15,10 +15,13 @@ RECIPES = ("default", "paper", *DIFFUSION, *DISCRIMINATIVE)
 SIZES = ("tiny", "small", "paper")
 
 _WIDE = {"widths": (24, 48, 96, 192)}  # makes up for the condition UNet that these do not have
+_V1_PAPER = {"widths": (64, 128, 192, 256, 384)}
 # What a comparison model takes at a size instead of the fields of `_model`.
 _OWN_SIZES = {
     ("medsegdiff_v1", "small"): _WIDE,
+    ("medsegdiff_v1", "paper"): _V1_PAPER,
     ("medsegdiff_transunet", "small"): _WIDE,
+    ("medsegdiff_transunet", "paper"): _V1_PAPER,
     ("ensdiff", "small"): _WIDE,
     ("segdiff", "small"): {**_WIDE, "condition_blocks": 2},
     ("segdiff", "paper"): {"condition_blocks": 6},

@@ -54,10 +54,10 @@ class Validation:
         """Samples and scores all validation cases.
 
         Returns:
-          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone, if
-          it segments}: mean over cases (pictures, or volumes as far as their slices are validated)
-          and classes, empty masks by the strict policy; and pictures {"validation": [H, W, 3]
-          uint8}, a row per example: image, reference, probability, uncertainty.
+          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone,
+          if it segments}: mean over cases (pictures, or volumes as far as their slices are
+          validated) and classes, empty masks by the strict policy; and pictures {"validation":
+          [H, W, 3] uint8}, a row per example: image, reference, probability, uncertainty.
         """
         task = self._dataset.task
         pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}
