@@ -273,6 +273,17 @@ def test_a_swin_block_mixes_the_tokens_of_a_window_and_no_others(shape, shifted)
     np.testing.assert_array_equal(mixed, same_row[:, None, :, None] & same_column[None, :, None, :])
 
 
+@pytest.mark.parametrize("shift", [0, 2])
+def test_no_pixel_attends_to_padding(shift):
+    inside = np.zeros((8, 8), bool)
+    inside[:7, :5] = True
+    moved = np.roll(inside, (-shift, -shift), axis=(0, 1))[None, :, :, None]
+    inside = swin_unetr.to_windows(moved, 4)[0, :, :, 0]
+    mask = swin_unetr.attention_mask(7, 5, 4, shift)
+    assert not (mask & inside[:, :, None] & ~inside[:, None, :]).any()
+    assert mask.diagonal(axis1=1, axis2=2).all()  # softmax is over something
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (7, 5)])
 def test_the_shift_is_undone_exactly(shape):
     x = jax.random.normal(jax.random.key(0), (2, *shape, 16))
