@@ -1,15 +1,34 @@
 """The whole config tree, with the defaults of the `default` recipe; other configs edit a copy.
 
 An argument picks the recipe and the size of the network: `--config=configs/folder.py:paper`,
-`--config=configs/folder.py:default,tiny`. Recipes: default, paper, unet (the condition model
-alone, as a plain discriminative UNet). Sizes: tiny (tests), small (CPU, first runs), paper
-(256 x 256, about 45 million parameters).
+`--config=configs/folder.py:default,tiny`. Recipes: default, paper, and the names of the comparison
+models, which are the default recipe with another network (docs/comparison_models.md): unet is the
+condition model alone. Sizes: tiny (tests), small (CPU, first runs), paper (256 x 256, 45 million
+parameters for MedSegDiff-V2, the others about as published).
 """
 
 from ml_collections import ConfigDict
 
-RECIPES = ("default", "paper", "unet")
+DIFFUSION = ("medsegdiff_v1", "medsegdiff_transunet", "ensdiff", "segdiff")
+DISCRIMINATIVE = ("unet", "transunet", "swin_unetr")
+RECIPES = ("default", "paper", *DIFFUSION, *DISCRIMINATIVE)
 SIZES = ("tiny", "small", "paper")
+
+_WIDE = {"widths": (24, 48, 96, 192)}  # makes up for the condition UNet that these do not have
+_V1_PAPER = {"widths": (64, 128, 192, 256, 384)}
+# What a comparison model takes at a size instead of the fields of `_model`.
+_OWN_SIZES = {
+    ("medsegdiff_v1", "small"): _WIDE,
+    ("medsegdiff_v1", "paper"): _V1_PAPER,
+    ("medsegdiff_transunet", "small"): _WIDE,
+    ("medsegdiff_transunet", "paper"): _V1_PAPER,
+    ("ensdiff", "small"): _WIDE,
+    ("segdiff", "small"): {**_WIDE, "condition_blocks": 2},
+    ("segdiff", "paper"): {"condition_blocks": 6},
+    ("transunet", "paper"): {"semantic_features": 768, "semantic_blocks": 12},  # ViT-B
+    ("swin_unetr", "tiny"): {"condition_widths": (8, 8, 16), "window": 2},
+    ("swin_unetr", "paper"): {"condition_widths": (48, 48, 96, 192, 384, 768)},
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -40,8 +59,11 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.image_size = 256
     if recipe == "paper":
         _paper(config)
-    if recipe == "unet":
-        config.model.name = "unet"
+    if recipe in DIFFUSION + DISCRIMINATIVE:
+        config.model.name = recipe
+        config.model.condition_prior = False
+        config.model.update(_OWN_SIZES.get((recipe, size), {}))
+    if recipe in DISCRIMINATIVE:
         config.validation.update(steps=0, members=1)
         config.sampling.update(steps=0, members=1)
     return config
@@ -87,17 +109,18 @@ def _data() -> ConfigDict:
 
 def _model(size: str) -> ConfigDict:
     model = ConfigDict()
-    model.name = "medsegdiff_v2"  # or "unet"
+    model.name = "medsegdiff_v2"  # or a comparison model; it takes the fields that it knows
     model.condition_widths = (24, 48, 96, 192)  # channels per level of the condition UNet
-    model.condition_blocks = 1  # residual blocks per level
+    model.condition_blocks = 1  # per level: residual blocks (Swin: pairs; SegDiff: RRDBs in all)
     model.widths = (16, 32, 64, 128)  # the same of the diffusion UNet
     model.blocks = 1
     model.anchor = "u_sa"  # "none", "spatial_attention" or "u_sa"
     model.anchor_kernel = 5  # taps of the learned Gaussian
     model.semantic = "nbp"  # "none", "ss_former" (no filter) or "nbp"
-    model.semantic_features = 160  # token width
+    model.semantic_features = 160  # token width, of SS-Former or Vision Transformer
     model.semantic_blocks = 4  # N
     model.semantic_patch = 1  # side of a token in cells of the deepest feature map
+    model.window = 8  # Swin: side of an attention window, tokens
     model.filter_features = 8  # width of the NBP filter's blocks
     model.filter_blocks = 6  # R
     model.condition_prior = True  # x0-prediction only: the condition's logits are the prior

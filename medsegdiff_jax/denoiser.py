@@ -46,7 +46,8 @@ def make_segment_fn(
       member_chunk: members evaluated at once (vmapped); bounds the memory.
 
     Raises:
-      InputError: a value out of range, or steps > 0 for a model that has no diffusion network.
+      InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
+        steps = 0 for one whose `encode` gives no segmentation.
     """
     if sampler not in samplers.SAMPLERS:
         raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
@@ -54,6 +55,11 @@ def make_segment_fn(
         raise InputError(f"member_chunk: {member_chunk} is less than 1")
     if steps and not model.generative:
         raise InputError("this model has no diffusion network: only steps=0 is possible")
+    if not steps and not model.encode_segments:
+        raise InputError(
+            f"steps=0 asks for a segmentation without denoising, which {type(model).__name__} does "
+            "not have; at least 1 step is needed"
+        )
     trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
 
@@ -68,7 +74,8 @@ def make_segment_fn(
 
         def member(index: Array) -> Array:
             keys = jax.vmap(jax.random.fold_in, (0, None))(case_keys, index)
-            x_noise = samplers.gaussian_like(keys, jnp.zeros_like(condition.logits))
+            shape = (*image.shape[:-1], model.mask_channels)
+            x_noise = samplers.gaussian_like(keys, jnp.zeros(shape))
             x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)
             return process.x0_to_mask(x_0)
 

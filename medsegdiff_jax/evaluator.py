@@ -22,7 +22,7 @@ class Validation:
     """Scores parameters on a split of the dataset, at training resolution."""
 
     def __init__(self, config: Any, dataset: Dataset, model: nn.Module, process: Process):
-        """Jits the ensemble and the condition model's own segmentation.
+        """Jits the ensemble and, if there is one, the condition model's own segmentation.
 
         Args:
           config: the whole config; its `validation` node holds members, steps, sampler, fusion,
@@ -42,7 +42,7 @@ class Validation:
         ensemble = denoiser.make_segment_fn(model, process, **sampling)
         members = self._settings.members
         self._segment_fns = {"": denoiser.compile_segment_fn(ensemble, self._mesh, members)}
-        if model.generative:
+        if model.generative and model.encode_segments:
             alone = denoiser.make_segment_fn(model, process, **(sampling | {"steps": 0}))
             self._segment_fns["condition_"] = denoiser.compile_segment_fn(alone, self._mesh, 1)
 
@@ -50,10 +50,10 @@ class Validation:
         """Samples and scores all validation cases.
 
         Returns:
-          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone}:
-          mean over cases (pictures, or volumes as far as their slices are validated) and classes,
-          empty masks by the strict policy; and pictures {"validation": [H, W, 3] uint8}, a row per
-          example: image, reference, probability, uncertainty.
+          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone,
+          if it segments}: mean over cases (pictures, or volumes as far as their slices are
+          validated) and classes, empty masks by the strict policy; and pictures {"validation":
+          [H, W, 3] uint8}, a row per example: image, reference, probability, uncertainty.
         """
         task = self._dataset.task
         pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}

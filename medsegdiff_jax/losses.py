@@ -5,7 +5,8 @@ The paper (Wu et al. 2024, equation 3) trains
     L = L_n + [t mod alpha = 0] (L_dice + beta L_ce),    alpha = 5, beta = 10,
 
 L_n the error of the predicted noise, the bracket on the condition model's own segmentation. We read
-the gate as per example. With alpha = 1 the condition model is supervised at every step.
+the gate as per example. With alpha = 1 the condition model is supervised at every step. Networks
+whose condition is no segmentation are trained by L_n alone.
 
 L_n follows the parametrisation: the mean squared error of eps or v; for x0-prediction, whose output
 are logits of the mask, Dice + cross-entropy against the mask. Cross-entropy, like the squared
@@ -95,7 +96,7 @@ class Objective:
         Args:
           process: says what `output` means.
           output: [B, H, W, K] float32 of the diffusion network; None if the model has none.
-          condition: its logits are supervised.
+          condition: its logits are supervised, if it has any.
           mask: [B, H, W, K] in {0, 1}.
           eps: [B, H, W, K] noise that was added.
           t: [B] diffusion steps.
@@ -104,12 +105,11 @@ class Objective:
           {"total", "condition_dice", "condition_ce", ...}, each [B] float32; only "total" is
           minimised.
         """
-        one_hot = process.one_hot
-        terms = {
-            "condition_dice": soft_dice(condition.logits, mask, one_hot),
-            "condition_ce": cross_entropy(condition.logits, mask, one_hot),
-        }
-        on_condition = terms["condition_dice"] + self.condition_ce_weight * terms["condition_ce"]
+        one_hot, terms, on_condition = process.one_hot, {}, 0.0
+        if condition.logits is not None:
+            dice = terms["condition_dice"] = soft_dice(condition.logits, mask, one_hot)
+            ce = terms["condition_ce"] = cross_entropy(condition.logits, mask, one_hot)
+            on_condition = dice + self.condition_ce_weight * ce
         if output is None:
             return {"total": on_condition, **terms}
         if process.prediction == "x0":

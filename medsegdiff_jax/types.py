@@ -99,16 +99,19 @@ def class_mask(labels: np.ndarray, task: Task, index: int) -> np.ndarray:
 class Condition:
     """Everything the diffusion network needs to know of an image; computed once per image.
 
+    The attributes are described for MedSegDiff-V2; other networks say in `encode` what they give.
+
     Attributes:
       anchor: [B, H, W, 1] float32 spatial gate made from the condition model's last decoder feature
         f_c^{-1}; None where the network has no anchor condition.
       embedding: [B, h, w, D] deepest feature of the condition model, c^0.
-      logits: [B, H, W, K] float32, the condition model's own segmentation.
+      logits: [B, H, W, K] float32, the condition model's own segmentation; None where the network
+        has none (its `encode_segments` is False).
     """
 
     anchor: Array | None
-    embedding: Array
-    logits: Array
+    embedding: Array | tuple[Array, ...]
+    logits: Array | None
 
 
 @flax.struct.dataclass

@@ -52,6 +52,17 @@ def upsample(features: Array) -> Array:
     return doubled.reshape(batch, 2 * height, 2 * width, channels)
 
 
+def patches_to_map(tokens: Array, rows: int, columns: int, patch: int) -> Array:
+    """Tokens that each hold a patch, [B, rows columns, patch^2 C] -> [B, h, w, C].
+
+    h = rows * patch and w = columns * patch; tokens run along rows, and so do cells in a patch.
+    """
+    batch, _, width = tokens.shape
+    channels = width // patch**2
+    cells = tokens.reshape(batch, rows, columns, patch, patch, channels)
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * patch, columns * patch, channels)
+
+
 def sinusoidal_embedding(t: Array, features: int) -> Array:
     """Sines and cosines of the step at geometric frequencies (Vaswani et al. 2017, section 3.5).
 

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from medsegdiff_jax.networks import layers
+from medsegdiff_jax.networks.interface import Generative
 from medsegdiff_jax.networks.spectral import SEMANTICS, SSFormer
 from medsegdiff_jax.networks.uncertain_attention import ANCHORS, SpatialGate
 from medsegdiff_jax.networks.unet import Decoder, Encoder, UNet
 from medsegdiff_jax.types import Array, Condition, InputError
 
 
-class MedSegDiffV2(nn.Module):
+class MedSegDiffV2(Generative):
     """The condition UNet, the diffusion UNet, and the two conditions that join them.
 
     Attributes:
@@ -44,7 +45,6 @@ class MedSegDiffV2(nn.Module):
       remat: recompute residual blocks' activations in the backward pass.
     """
 
-    mask_channels: int
     condition_widths: tuple[int, ...]
     condition_blocks: int
     widths: tuple[int, ...]
@@ -61,7 +61,7 @@ class MedSegDiffV2(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    generative = True
+    encode_segments = True
 
     def __post_init__(self):
         """Raises InputError for an unknown ablation or UNets that do not meet at the same depth."""
@@ -128,8 +128,3 @@ class MedSegDiffV2(nn.Module):
         if self.condition_prior:
             output = output + jax.lax.stop_gradient(condition.logits)
         return output
-
-    def __call__(self, image: Array, x_t: Array, t: Array) -> tuple[Array, Condition]:
-        """encode and denoise together, as training needs them -> (output, condition)."""
-        condition = self.encode(image)
-        return self.denoise(x_t, t, condition), condition

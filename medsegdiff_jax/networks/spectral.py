@@ -44,30 +44,30 @@ def frequency_coordinates(rows: int, columns: int) -> Array:
     return jnp.stack(jnp.meshgrid(vertical, horizontal, indexing="ij"), axis=-1)
 
 
-def filter_affinity(affinity: Array, spectrum_filter: Array) -> Array:
-    """irfft2(filter . rfft2(affinity)) over the last two axes, in float32.
+def filter_spectrum(values: Array, spectrum_filter: Array) -> Array:
+    """irfft2(filter . rfft2(values)) over the last two axes, in float32.
 
     Under a mesh the transform runs inside shard_map: XLA would gather the whole batch for an
     automatically sharded FFT.
 
     Args:
-      affinity: [B, n_q, n_k] real.
-      spectrum_filter: [1 or B, n_q, n_k // 2 + 1] real.
+      values: [B, ..., rows, columns] real.
+      spectrum_filter: [1 or B, ..., rows, columns // 2 + 1] real or complex.
 
     Returns:
-      [B, n_q, n_k] float32.
+      [B, ..., rows, columns] float32.
     """
 
     def transform(values: Array, weights: Array) -> Array:
         spectrum = jnp.fft.rfft2(values.astype(jnp.float32))
         return jnp.fft.irfft2(spectrum * weights, s=values.shape[-2:])
 
-    split = layers.batch_spec(affinity.shape[0])
+    split = layers.batch_spec(values.shape[0])
     if split is None:
-        return transform(affinity, spectrum_filter)
+        return transform(values, spectrum_filter)
     of_filter = split if spectrum_filter.shape[0] > 1 else PartitionSpec()
     return jax.shard_map(transform, in_specs=(split, of_filter), out_specs=split)(
-        affinity, spectrum_filter
+        values, spectrum_filter
     )
 
 
@@ -133,7 +133,7 @@ class SpectralAttention(nn.Module):
         affinity = affinity / (jnp.sqrt(self.features) * k.shape[1])
         if self.filter_blocks:
             nbp = NBPFilter(self.filter_features, self.filter_blocks, name="nbp_filter")
-            affinity = filter_affinity(affinity, nbp(embedding, *affinity.shape[1:]))
+            affinity = filter_spectrum(affinity, nbp(embedding, *affinity.shape[1:]))
         return jnp.einsum("bqk,bkd->bqd", affinity.astype(self.dtype), v)
 
 
@@ -203,5 +203,4 @@ class SSFormer(nn.Module):
             c = SpectralModule(*shape, name=f"block_{index}_read_c")(c, e, c, embedding)
             c = SpectralModule(*shape, name=f"block_{index}_read_e")(c, c, e, embedding)
         c = nn.Dense(self.patch**2 * channels, dtype=self.dtype, name="unpatchify")(c)
-        c = c.reshape(batch, rows, columns, self.patch, self.patch, channels)
-        return c.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+        return layers.patches_to_map(c, rows, columns, self.patch)

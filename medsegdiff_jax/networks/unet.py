@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medsegdiff_jax.networks import layers
+from medsegdiff_jax.networks.interface import Discriminative
 from medsegdiff_jax.types import Array, Condition
 
 
@@ -96,32 +97,25 @@ class UNet(nn.Module):
         return last, features[-1], logits
 
 
-class PlainUNet(nn.Module):
-    """The baseline without diffusion: `encode` alone answers, there is nothing to denoise.
+class PlainUNet(Discriminative):
+    """The baseline without diffusion: the condition model of the same config, alone.
 
-    Attributes: as in `UNet`.
+    Attributes:
+      condition_widths, condition_blocks, dtype, remat: as in `UNet`.
     """
 
-    mask_channels: int
-    widths: tuple[int, ...]
-    blocks: int
+    condition_widths: tuple[int, ...]
+    condition_blocks: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
-
-    generative = False
 
     def setup(self):
         """Holds the backbone under the same name as `MedSegDiffV2`."""
         self.condition_model = UNet(
-            self.mask_channels, self.widths, self.blocks, self.dtype, self.remat
+            self.mask_channels, self.condition_widths, self.condition_blocks, self.dtype, self.remat
         )
 
     def encode(self, image: Array) -> Condition:
         """image: [B, H, W, C] -> Condition whose logits are the answer."""
         _, embedding, logits = self.condition_model(image)
         return Condition(anchor=None, embedding=embedding, logits=logits)
-
-    def __call__(self, image: Array, x_t: Array, t: Array) -> tuple[None, Condition]:
-        """Same signature as the generative networks; x_t and t are not looked at."""
-        del x_t, t
-        return None, self.encode(image)

@@ -20,11 +20,39 @@ PARAMETERS = {
     ("base", "medsegdiff_v2", "tiny"): 57_079,
     ("base", "medsegdiff_v2", "small"): 4_944_723,
     ("base", "medsegdiff_v2", "paper"): 44_735_755,
+    ("base", "medsegdiff_v1", "tiny"): 44_057,
+    ("base", "medsegdiff_v1", "small"): 3_484_297,
+    ("base", "medsegdiff_v1", "paper"): 23_806_145,
+    ("base", "medsegdiff_transunet", "tiny"): 60_137,
+    ("base", "medsegdiff_transunet", "small"): 4_793_769,
+    ("base", "medsegdiff_transunet", "paper"): 27_228_481,
+    ("base", "ensdiff", "tiny"): 20_625,
+    ("base", "ensdiff", "small"): 2_450_929,
+    ("base", "ensdiff", "paper"): 21_390_721,
+    ("base", "segdiff", "tiny"): 33_105,
+    ("base", "segdiff", "small"): 2_663_977,
+    ("base", "segdiff", "paper"): 25_781_185,
     ("base", "unet", "tiny"): 14_089,
     ("base", "unet", "small"): 2_143_609,
     ("base", "unet", "paper"): 18_956_353,
+    ("base", "transunet", "tiny"): 30_169,
+    ("base", "transunet", "small"): 3_453_081,
+    ("base", "transunet", "paper"): 104_996_673,
+    ("base", "swin_unetr", "tiny"): 12_659,
+    ("base", "swin_unetr", "small"): 1_472_587,
+    ("base", "swin_unetr", "paper"): 23_997_691,
     ("demo", "medsegdiff_v2", "small"): 1_751_531,
     ("demo", "unet", "small"): 675_121,
+}
+
+# Parameters as published: table 5 of MedSegDiff-V2; TransUNet; Swin UNETR in two dimensions.
+PUBLISHED = {
+    "medsegdiff_v2": 46e6,
+    "medsegdiff_v1": 25e6,
+    "ensdiff": 23e6,
+    "segdiff": 23e6,
+    "transunet": 105e6,
+    "swin_unetr": 25e6,
 }
 
 
@@ -56,21 +84,26 @@ def test_every_dataset_has_a_config():
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_a_dataset_takes_the_networks_of_base(name):
-    for arg in ("", "unet", "default,tiny", "paper,paper"):
+    for arg in ("", "transunet", "default,tiny", "paper,paper"):
         config = importlib.import_module(f"configs.{name}").get_config(arg)
         assert config.model == base.get_config(arg).model
 
 
 @pytest.mark.parametrize(("name", "network", "size"), PARAMETERS)
 def test_parameter_count(name, network, size):
-    recipe = "unet" if network == "unet" else "default"
+    recipe = "default" if network == "medsegdiff_v2" else network
     config = importlib.import_module(f"configs.{name}").get_config(f"{recipe},{size}")
     assert count(config) == PARAMETERS[name, network, size]
 
 
-def test_the_paper_size_has_about_the_parameters_of_the_paper():
-    # Table 5 of the paper: 46 M.
-    assert abs(PARAMETERS["base", "medsegdiff_v2", "paper"] / 46e6 - 1) < 0.1
+def test_every_network_is_counted_at_every_size():
+    counted = {(network, size) for name, network, size in PARAMETERS if name == "base"}
+    assert counted == {(name, size) for name in networks.NETWORKS for size in base.SIZES}
+
+
+@pytest.mark.parametrize("network", PUBLISHED)
+def test_the_paper_size_has_about_the_published_parameters(network):
+    assert abs(PARAMETERS["base", network, "paper"] / PUBLISHED[network] - 1) < 0.13
 
 
 @pytest.mark.parametrize("recipe", base.RECIPES)

@@ -86,7 +86,7 @@ def test_any_real_filter_leaves_the_affinity_real(columns):
     rng = np.random.default_rng(1)
     affinity = rng.normal(size=(2, 6, columns)).astype(np.float32)
     gains = rng.uniform(size=(2, 6, columns // 2 + 1)).astype(np.float32)
-    result = spectral.filter_affinity(jnp.asarray(affinity), jnp.asarray(gains))
+    result = spectral.filter_spectrum(jnp.asarray(affinity), jnp.asarray(gains))
     assert result.dtype == jnp.float32
     expected = np.fft.irfft2(np.fft.rfft2(affinity) * gains, s=affinity.shape[1:])
     np.testing.assert_allclose(result, expected, atol=1e-5)
@@ -99,7 +99,7 @@ def test_a_band_pass_removes_the_other_band():
     coordinates = np.asarray(spectral.frequency_coordinates(16, 16))
     keep_low = (np.abs(coordinates).max(-1) < 0.5).astype(np.float32)
     mixed = jnp.asarray((low + high)[None], jnp.float32)
-    result = spectral.filter_affinity(mixed, jnp.asarray(keep_low)[None])
+    result = spectral.filter_spectrum(mixed, jnp.asarray(keep_low)[None])
     np.testing.assert_allclose(result[0], low, atol=1e-5)
 
 

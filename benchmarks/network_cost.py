@@ -1,0 +1,64 @@
+"""Parameters and arithmetic of every network at one size, as a Markdown table.
+
+    python -m benchmarks.network_cost --size=paper
+
+FLOPs are those that XLA counts in one forward pass for one colour image and a binary task, before
+it optimises the program: 2 per multiplication with addition. `encode` runs once per image,
+`denoise` once per step and ensemble member; the last column is one segmentation with the config's
+own steps and members. Nothing is compiled or run.
+"""
+
+import argparse
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from configs import base
+from medsegdiff_jax import networks
+from medsegdiff_jax.types import Task
+
+_TASK = Task(("lesion",), (1,), True, 3)
+
+
+def gflops(function, *arguments) -> float:
+    """What XLA counts in `function` for arguments of these shapes."""
+    return jax.jit(function).lower(*arguments).cost_analysis().get("flops", 0.0) / 1e9
+
+
+def cost(name: str, size: str) -> dict[str, float]:
+    """Millions of parameters and GFLOPs of `encode`, `denoise` and a whole segmentation."""
+    config = base.get_config(f"{'default' if name == 'medsegdiff_v2' else name},{size}")
+    side = config.data.image_size
+    model = networks.build(config.model, _TASK, side)
+    image, x_t = (jax.ShapeDtypeStruct((1, side, side, k), jnp.float32) for k in (3, 1))
+    t = jax.ShapeDtypeStruct((), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image, x_t, t)
+    encode = functools.partial(model.apply, method="encode")
+    row = {"parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) / 1e6}
+    row["encode"], row["denoise"] = gflops(encode, variables, image), 0.0
+    if model.generative:
+        condition = jax.eval_shape(encode, variables, image)
+        denoise = functools.partial(model.apply, method="denoise")
+        row["denoise"] = gflops(denoise, variables, x_t, t, condition)
+    calls = config.sampling.steps * config.sampling.members
+    row["segmentation"] = row["encode"] + calls * row["denoise"]
+    return row
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="small", choices=base.SIZES)
+    size = parser.parse_args().size
+    print("| `model.name` | M parameters | `encode` | `denoise` | segmentation, GFLOP |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in networks.NETWORKS:
+        row = cost(name, size)
+        cells = [f"{value:.4g}" if value else "-" for value in row.values()]
+        print(f"| `{name}` | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
