@@ -58,6 +58,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls, after one that warm
 _PEAK = flags.DEFINE_float("peak_tflops", None, "Of one device at this precision, for MFU.")
 _AGAINST = flags.DEFINE_string("against", None, "Python file with make(config, batch, channels).")
 _NAIVE = flags.DEFINE_bool("naive", False, "Also time the ensemble as a plain loop.")
+_ONLY = flags.DEFINE_list("only", "train,denoise,segment", "What to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 _COLLECTIVE = re.compile(
@@ -179,7 +180,8 @@ class Subject:
         return jax.jit(lambda tree: tree, out_shardings=whole)(self.state.ema_params)
 
     def segment(self, repeats: int) -> dict[str, Any]:
-        """The whole ensemble of the config's `sampling`."""
+        """The whole ensemble of the config's `sampling`; it is long, so it is repeated less."""
+        repeats = max(2, repeats // 5)
         sampling = self.config.sampling
         names = ("steps", "sampler", "member_chunk")
         function = denoiser.make_segment_fn(
@@ -266,10 +268,8 @@ def main(argv: list[str]) -> None:
     """Measures, prints a table, writes --output."""
     del argv
     subject = Subject(_CONFIG.value, _BATCH.value, _CHANNELS.value, _PRECISION.value)
-    rows = {"train": subject.train(_REPEATS.value)}
-    if subject.model.generative:
-        rows["denoise"] = subject.denoise(_REPEATS.value)
-    rows["segment"] = subject.segment(max(2, _REPEATS.value // 5))
+    measured = [name for name in _ONLY.value if name != "denoise" or subject.model.generative]
+    rows = {name: getattr(subject, name)(_REPEATS.value) for name in measured}
     ratios = {}
     if _NAIVE.value and subject.model.generative:
         rows["segment, naive"] = subject.segment_naively(2)
