@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks.folder_comparison import hardware, versions
+from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import cli, input_pipeline
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")

@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from absl import flags
 
-from benchmarks.folder_comparison import ROOT, hardware, versions
+from benchmarks.provenance import ROOT, hardware, versions
 from medsegdiff_jax import cli
 from medsegdiff_jax.checkpoint import load_model
 

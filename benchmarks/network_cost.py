@@ -14,6 +14,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from configs import base
 from medsegdiff_jax import networks
@@ -27,9 +28,8 @@ def gflops(function, *arguments) -> float:
     return jax.jit(function).lower(*arguments).cost_analysis().get("flops", 0.0) / 1e9
 
 
-def cost(name: str, size: str) -> dict[str, float]:
+def cost(config: ConfigDict) -> dict[str, float]:
     """Millions of parameters and GFLOPs of `encode`, `denoise` and a whole segmentation."""
-    config = base.get_config(f"{'default' if name == 'medsegdiff_v2' else name},{size}")
     side = config.data.image_size
     model = networks.build(config.model, _TASK, side)
     image, x_t = (jax.ShapeDtypeStruct((1, side, side, k), jnp.float32) for k in (3, 1))
@@ -55,7 +55,7 @@ def main() -> None:
     print("| `model.name` | M parameters | `encode` | `denoise` | segmentation, GFLOP |")
     print("| --- | --- | --- | --- | --- |")
     for name in networks.NETWORKS:
-        row = cost(name, size)
+        row = cost(base.get_config(f"{'default' if name == 'medsegdiff_v2' else name},{size}"))
         cells = [f"{value:.4g}" if value else "-" for value in row.values()]
         print(f"| `{name}` | {' | '.join(cells)} |")
 

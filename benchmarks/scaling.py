@@ -20,8 +20,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks.folder_comparison import ROOT, hardware, versions
 from benchmarks.network_cost import gflops
+from benchmarks.provenance import ROOT, hardware, versions
 from configs import folder
 from medsegdiff_jax import cli, losses, networks, process, train_state, train_step
 from medsegdiff_jax.types import InputError, Task

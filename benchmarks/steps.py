@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.folder_comparison import hardware, versions
+from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import cli, imaging, metrics, picture_output
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.segmenter import Segmenter

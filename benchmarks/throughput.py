@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks.folder_comparison import hardware, versions
+from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import (
     cli,
     denoiser,

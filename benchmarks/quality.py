@@ -1,0 +1,291 @@
+"""Trains and scores models side by side: a row per (model, dataset, seed), then one table.
+
+    python -m benchmarks.quality --plan=benchmarks/plans/isic2017_64px.json \
+        --data=isic2017=FOLDER --workdir=runs/quality --document=docs/results.md
+
+A plan is a JSON file:
+
+    title     what the table is about
+    data      dataset -> flags of train.py; its folder, with train.txt and test.txt, comes by --data
+    training  flags of train.py that all rows share: the budget, the augmentation
+    models    row -> {"config": recipe[,size] of configs/folder.py, "flags": more flags of train.py,
+              "sampling": flags of sample.py}; the first row is what the others are compared with
+    seeds     list of config.seed
+
+The three commands of the README do the work, so a row can be had by hand, too; rows that differ in
+sampling alone share a training. Whatever is finished is not done again: a killed benchmark goes on
+where it was, and --minutes ends it before the next training. Rows are written to --rows as JSON,
+one file each. The table is made from these files alone; in --document it replaces what stands
+between the lines `<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
+"""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks.network_cost import cost
+from benchmarks.provenance import ROOT, hardware, versions
+from medsegdiff_jax import cli
+from medsegdiff_jax.imaging import replacing
+from medsegdiff_jax.types import InputError
+
+_PLAN = flags.DEFINE_string("plan", None, "JSON file.")
+_DATA = flags.DEFINE_multi_string("data", [], "NAME=FOLDER of a dataset of the plan; repeatable.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quality", "Trainings and predictions.")
+_ROWS = flags.DEFINE_string("rows", "benchmarks/results/quality", "Folder of the rows.")
+_MINUTES = flags.DEFINE_float("minutes", float("inf"), "Start no training after this time.")
+_DOCUMENT = flags.DEFINE_string("document", None, "Markdown file whose table is to be replaced.")
+_TRAINING = flags.DEFINE_multi_string("flag", [], "One more flag of train.py; repeatable.")
+
+METRICS = (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95 (px)", 1))
+RESAMPLES = 10_000
+
+
+class Run(NamedTuple):
+    """What makes one row."""
+
+    model: str
+    dataset: str
+    seed: int
+    training: tuple[str, ...]
+    sampling: tuple[str, ...]
+
+    def training_name(self) -> str:
+        """The same for rows that share a training."""
+        return hashlib.sha256(json.dumps(self.training).encode()).hexdigest()[:12]
+
+    def file_name(self) -> str:
+        """Of its row."""
+        words = f"{self.model} {self.dataset} {self.seed}".replace(",", "")
+        return "_".join(words.split()) + ".json"
+
+
+def read_plan(path: str) -> dict[str, Any]:
+    """The plan of a file.
+
+    Raises:
+      InputError: no such file, or a part of it is missing.
+    """
+    try:
+        plan = json.loads(Path(path).read_text())
+        missing = {"title", "data", "training", "models", "seeds"} - plan.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"--plan: {path} cannot be read ({error})") from error
+    if missing:
+        raise InputError(f"--plan: {path} has no {', '.join(sorted(missing))}")
+    return plan
+
+
+def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
+    """All rows of a plan whose dataset is at hand."""
+    for dataset, of_data in plan["data"].items():
+        if dataset not in folders:
+            continue
+        for seed in plan["seeds"]:
+            for model, how in plan["models"].items():
+                training = (
+                    f"--config=configs/folder.py:{how['config']}",
+                    f"--config.data.path={Path(folders[dataset]).resolve()}",
+                    f"--config.seed={seed}",
+                    *(*plan["training"], *of_data, *how.get("flags", ()), *_TRAINING.value),
+                )
+                yield Run(model, dataset, seed, training, tuple(how.get("sampling", ())))
+
+
+def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
+    """Trains, samples and scores as far as that is not done; returns the row."""
+    workdir = work / run.training_name()
+    predictions = work / Path(run.file_name()).stem
+    score = predictions / "score"
+    if not (score / "metrics.json").exists():
+        command("train.py", *run.training, f"--workdir={workdir}")
+        command("sample.py", f"--checkpoint={workdir}", f"--input={folder}",
+                f"--list={folder}/test.txt", f"--output={predictions}",
+                "--save=mask,probability,uncertainty,members", *run.sampling)  # fmt: skip
+        command("evaluate.py", f"--predictions={predictions}", f"--references={folder}",
+                f"--output={score}")  # fmt: skip
+    done = json.loads((predictions / "run.json").read_text())
+    metrics = json.loads((score / "metrics.json").read_text())
+    with (score / "per_case.csv").open() as file:
+        cases = [(row["case"], float(row["dice"])) for row in csv.DictReader(file)]
+    seconds = [case["seconds"] for case in done["cases"].values()]
+    return {
+        **{field: getattr(run, field) for field in ("model", "dataset", "seed")},
+        "commands": {"train.py": _public(run.training), "sample.py": list(run.sampling)},
+        "training": training_facts(workdir / "metrics.jsonl"),
+        "checkpoint": done["checkpoint"],
+        "sampling": done["sampling"],
+        "seconds_per_case": round(float(np.median(seconds)), 4),
+        "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
+        "scores": {key: value for key, value in metrics.items() if key != "conventions"},
+        "dice_of_cases": {case: round(dice, 5) for case, dice in cases},
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def command(*words: str) -> None:
+    """Runs one of the project's commands from its root.
+
+    Raises:
+      InputError: it failed.
+    """
+    print("$ python", *words, flush=True)
+    if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        raise InputError(f"{words[0]} failed, see above; the same command goes on from there")
+
+
+def training_facts(path: Path) -> dict[str, float]:
+    """Images seen, seconds of training (validation left out) and mean images/s of a run."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if "images_per_second" in row]
+    config = json.loads((path.parent / "config.json").read_text())["config"]
+    steps = [row["step"] for row in rows]
+    images = [(b - a) * config["batch_size"] for a, b in zip([0, *steps], steps, strict=False)]
+    seconds = sum(n / row["images_per_second"] for n, row in zip(images, rows, strict=True))
+    return {
+        "images": sum(images),
+        "seconds": round(seconds, 1),
+        "images_per_second": round(sum(images) / seconds, 2),
+    }
+
+
+def _public(training: tuple[str, ...]) -> list[str]:
+    """Flags without where things lie on this machine."""
+    private = ("--config.data.path=", "--config.data.cache_dir=")
+    return [flag for flag in training if not flag.startswith(private)]
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Mean of ours - theirs over the same cases, and its 95 % percentile bootstrap interval.
+
+    Args:
+      ours, theirs: [N] a score per case.
+    """
+    difference = np.asarray(ours) - np.asarray(theirs)
+    rng = np.random.default_rng(0)
+    drawn = difference[rng.integers(0, len(difference), (RESAMPLES, len(difference)))].mean(axis=1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(difference.mean()), float(low), float(high)
+
+
+def table(rows: list[dict[str, Any]], models: list[str]) -> str:
+    """Markdown: a line per dataset and model, seeds averaged, compared with the first model."""
+    head = ["data", "model", "seeds", *(title for _, title, _ in METRICS)]
+    head += [f"Dice minus {models[0]}", "GED", "ECE", "M parameters", "GFLOP", "s per case"]
+    lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        of_data = [row for row in rows if row["dataset"] == dataset]
+        first = _dice([row for row in of_data if row["model"] == models[0]])
+        for model in models:
+            group = [row for row in of_data if row["model"] == model]
+            if group:
+                lines.append(_line(dataset, model, group, first))
+    return "\n".join(lines)
+
+
+def _dice(group: list[dict[str, Any]]) -> dict[str, float]:
+    """Case -> Dice, averaged over seeds."""
+    cases = group[0]["dice_of_cases"] if group else {}
+    return {case: float(np.mean([row["dice_of_cases"][case] for row in group])) for case in cases}
+
+
+def _line(dataset: str, model: str, group: list[dict[str, Any]], first: dict[str, float]) -> str:
+    cells = [dataset, model, str(len(group))]
+    for metric, _, digits in METRICS:
+        found = [_all_classes(row)[metric] for row in group]
+        mean, low, high = (np.mean([one[key] for one in found]) for key in ("mean", "low", "high"))
+        cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+    own = _dice(group)
+    shared = [case for case in own if case in first]
+    if own is first or own == first or not shared:
+        cells.append("")
+    else:
+        both = (np.array([which[case] for case in shared]) for which in (own, first))
+        mean, low, high = paired_difference(*both)
+        cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+    for path in (("uncertainty", "ged"), ("uncertainty", "ece")):
+        values = [value for row in group if (value := _find(row["scores"], path)) is not None]
+        cells.append(f"{np.mean(values):.4f}" if values else "")
+    one = group[0]
+    cells += [f"{one['cost']['parameters']:.2f}", f"{_gflop(one):.1f}"]
+    cells.append(f"{np.mean([row['seconds_per_case'] for row in group]):.2f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _all_classes(row: dict[str, Any]) -> dict[str, dict[str, float]]:
+    classes = row["scores"]["classes"]
+    return classes.get("all classes") or next(iter(classes.values()))
+
+
+def _find(tree: Any, path: tuple[str, ...]) -> float | None:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _gflop(row: dict[str, Any]) -> float:
+    """Of one segmentation with the row's steps and members."""
+    sampling, spent = row["sampling"], row["cost"]
+    return spent["encode"] + sampling["steps"] * sampling["members"] * spent["denoise"]
+
+
+def write_into(document: Path, name: str, text: str) -> None:
+    """Replaces what stands between the marks of a plan.
+
+    Raises:
+      InputError: the document has no such marks.
+    """
+    begin, end = f"<!-- quality: {name} -->\n", "<!-- end -->"
+    before, mark, rest = document.read_text().partition(begin)
+    _, closing, after = rest.partition(end)
+    if not mark or not closing:
+        raise InputError(f"{document}: has no lines {begin.strip()} and {end}")
+    with replacing(document) as temporary:
+        temporary.write_text(f"{before}{begin}{text}\n{end}{after}")
+
+
+def main(argv: list[str]) -> None:
+    """Measures what is missing, writes rows, prints the table."""
+    del argv
+    plan, began = read_plan(_PLAN.value), time.monotonic()
+    name = Path(_PLAN.value).stem
+    folder, work = Path(_ROWS.value) / name, Path(_WORKDIR.value).resolve() / name
+    folders = dict(item.split("=", 1) for item in _DATA.value if "=" in item)
+    unknown = folders.keys() - plan["data"].keys()
+    if unknown or len(folders) < len(_DATA.value):
+        raise InputError(f"--data: wants NAME=FOLDER with a name of {', '.join(plan['data'])}")
+    left = 0
+    for run in runs_of(plan, folders):
+        path = folder / run.file_name()
+        if path.exists():
+            continue
+        if time.monotonic() - began > 60 * _MINUTES.value:
+            left += 1
+            continue
+        row = measure(run, work, folders[run.dataset])
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(row, indent=1) + "\n")
+    if left:
+        print(f"{left} rows are left; the same command goes on")
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    text = table(rows, list(plan["models"]))
+    print(text)
+    if _DOCUMENT.value:
+        write_into(Path(_DOCUMENT.value), name, text)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["plan"])
+    cli.run(main)

@@ -1,0 +1,108 @@
+"""The quality benchmark: plans, rows, paired differences and the table in a document."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from benchmarks import quality
+from medsegdiff_jax.types import InputError
+
+PLAN = {
+    "title": "t",
+    "data": {"a": ["--config.data.image_size=16"], "b": []},
+    "training": ["--config.num_steps=4"],
+    "models": {
+        "V2": {"config": "default"},
+        "V2, 1 member": {"config": "default", "sampling": ["--members=1"]},
+        "eps": {"config": "default", "flags": ["--config.diffusion.prediction=eps"]},
+    },
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+    """The flags of the benchmark with their defaults."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["quality", "--plan=none"])
+
+
+def test_rows_that_differ_in_sampling_share_a_training():
+    runs = list(quality.runs_of(PLAN, {"a": "/data/a"}))
+    assert [(run.model, run.seed) for run in runs[:3]] == [
+        ("V2", 0),
+        ("V2, 1 member", 0),
+        ("eps", 0),
+    ]
+    assert len(runs) == 6 and {run.dataset for run in runs} == {"a"}
+    first, one_member, eps = (run.training_name() for run in runs[:3])
+    assert first == one_member != eps != runs[3].training_name()
+    assert len({run.file_name() for run in runs}) == 6
+    assert runs[2].training[-1] == "--config.diffusion.prediction=eps"
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"title": "t"}'])
+def test_a_wrong_plan_is_named(tmp_path, text):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=r"--plan: .*plan\.json"):
+        quality.read_plan(str(path))
+
+
+def test_pairing_finds_a_small_difference_between_scattered_cases():
+    rng = np.random.default_rng(1)
+    theirs = rng.uniform(0.2, 0.9, 100)
+    ours = theirs + 0.01 + rng.normal(0, 0.01, 100)
+    mean, low, high = quality.paired_difference(ours, theirs)
+    assert low < 0.01 < high and low > 0 and high - low < 0.006
+    np.testing.assert_allclose(mean, (ours - theirs).mean())
+    # The normal approximation of the interval.
+    half = 1.96 * (ours - theirs).std(ddof=1) / 10
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=5e-4)
+
+
+def row(model, dice, seed=0):
+    """A row of two cases."""
+    summary = {"mean": float(np.mean(dice)), "low": min(dice), "high": max(dice)}
+    return {
+        "model": model,
+        "dataset": "a",
+        "seed": seed,
+        "scores": {"classes": {"lesion": dict.fromkeys(("dice", "iou", "hd95"), summary)}},
+        "dice_of_cases": {"x": dice[0], "y": dice[1]},
+        "sampling": {"steps": 2, "members": 3},
+        "cost": {"parameters": 4.94, "encode": 1.0, "denoise": 2.0},
+        "seconds_per_case": 0.5,
+    }
+
+
+def test_the_table_averages_seeds_and_compares_with_the_first_model():
+    rows = [row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.7))]
+    lines = quality.table(rows, ["V2", "eps"]).splitlines()
+    assert "| a | V2 | 2 | 0.7500 [0.7000, 0.8000] |" in lines[2]
+    assert "| 4.94 | 13.0 | 0.50 |" in lines[2]
+    assert "| -0.1000 [-0.1000, -0.1000] |" in lines[3]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_only_the_text_between_the_marks_is_replaced(tmp_path):
+    document = tmp_path / "results.md"
+    document.write_text("a\n<!-- quality: p -->\nold\n<!-- end -->\nb\n<!-- end -->\n")
+    quality.write_into(document, "p", "| new |")
+    expected = "a\n<!-- quality: p -->\n| new |\n<!-- end -->\nb\n<!-- end -->\n"
+    assert document.read_text() == expected
+    with pytest.raises(InputError, match="quality: q"):
+        quality.write_into(document, "q", "")
+    assert document.read_text() == expected
+
+
+def test_shipped_plans_can_be_read_and_name_recipes(tmp_path):
+    plans = sorted((quality.ROOT / "benchmarks" / "plans").glob("*.json"))
+    assert plans
+    for path in plans:
+        plan = quality.read_plan(str(path))
+        runs = list(quality.runs_of(plan, dict.fromkeys(plan["data"], str(tmp_path))))
+        assert runs and json.dumps(runs)
