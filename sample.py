@@ -17,7 +17,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
 _SAVE = flags.DEFINE_list(
     "save",
     "mask,probability,uncertainty,overlay",
-    "Some of mask, probability, uncertainty, overlay, members.",
+    "Some of mask, probability, uncertainty, overlay, members, animation.",
 )
 
 

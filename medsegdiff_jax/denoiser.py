@@ -31,7 +31,13 @@ def bind(model: nn.Module, process: Process, params: Params, condition: Conditio
 
 
 def make_segment_fn(
-    model: nn.Module, process: Process, *, steps: int, sampler: str, member_chunk: int
+    model: nn.Module,
+    process: Process,
+    *,
+    steps: int,
+    sampler: str,
+    member_chunk: int,
+    path: bool = False,
 ) -> MembersFn:
     """Ensemble sampling as one function: encode once, then members x steps of `denoise`.
 
@@ -44,22 +50,14 @@ def make_segment_fn(
       steps: denoising steps; 0 returns the condition model's own segmentation as every member.
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       member_chunk: members evaluated at once (vmapped); bounds the memory.
+      path: return what happens on the way, [n, B, steps, H, W, 2 K]: the noisy mask as the network
+        sees it, of unit variance, and the probabilities that it makes of it.
 
     Raises:
       InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
         steps = 0 for one whose `encode` gives no segmentation.
     """
-    if sampler not in samplers.SAMPLERS:
-        raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
-    if member_chunk < 1:
-        raise InputError(f"member_chunk: {member_chunk} is less than 1")
-    if steps and not model.generative:
-        raise InputError("this model has no diffusion network: only steps=0 is possible")
-    if not steps and not model.encode_segments:
-        raise InputError(
-            f"steps=0 asks for a segmentation without denoising, which {type(model).__name__} does "
-            "not have; at least 1 step is needed"
-        )
+    _check(model, steps, sampler, member_chunk, path)
     trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
 
@@ -76,12 +74,33 @@ def make_segment_fn(
             keys = jax.vmap(jax.random.fold_in, (0, None))(case_keys, index)
             shape = (*image.shape[:-1], model.mask_channels)
             x_noise = samplers.gaussian_like(keys, jnp.zeros(shape))
-            x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)
-            return process.x0_to_mask(x_0)
+            arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver)
+            if not path:
+                return process.x0_to_mask(samplers.sample(*arguments))
+            _, (x_t, x_0) = samplers.sample_path(*arguments)
+            noisy = jax.vmap(process.network_input)(x_t, jnp.asarray(trajectory[:-1]))
+            both = jnp.concatenate([noisy, process.x0_to_mask(x_0)], axis=-1)
+            return jnp.moveaxis(both, 0, 1)
 
         return jax.lax.map(member, members, batch_size=min(member_chunk, len(members)))
 
     return segment
+
+
+def _check(model: nn.Module, steps: int, sampler: str, member_chunk: int, path: bool) -> None:
+    if sampler not in samplers.SAMPLERS:
+        raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
+    if member_chunk < 1:
+        raise InputError(f"member_chunk: {member_chunk} is less than 1")
+    if steps and not model.generative:
+        raise InputError("this model has no diffusion network: only steps=0 is possible")
+    if not steps and not model.encode_segments:
+        raise InputError(
+            f"steps=0 asks for a segmentation without denoising, which {type(model).__name__} does "
+            "not have; at least 1 step is needed"
+        )
+    if not steps and path:
+        raise InputError("steps=0 has no path from noise to an answer; at least 1 step is needed")
 
 
 def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentFn:

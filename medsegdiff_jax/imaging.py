@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +305,23 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         array = array[..., 0]
     with replacing(path) as temporary, temporary.open("wb") as file:
         Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
+
+
+def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.25) -> None:
+    """Writes uint8 [H, W, 3] frames as an endless GIF, all or nothing; the last stays for longer.
+
+    Args:
+      path: file to write.
+      frames: at least one.
+      seconds: each of them is shown.
+    """
+    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    durations = [round(1000 * seconds)] * len(pictures)
+    durations[-1] = 2000
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        pictures[0].save(
+            file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
 
 
 @contextlib.contextmanager

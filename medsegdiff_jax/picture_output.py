@@ -60,7 +60,8 @@ def segment(
       InputError: an unreadable image; what was yielded stays right.
     """
     images = ((name, imaging.read_image(path)) for name, (path,) in cases.items())
-    for result in segmenter.stream(images, settings, keep_members="members" in save):
+    keep = {"keep_members": "members" in save, "keep_path": "animation" in save}
+    for result in segmenter.stream(images, settings, **keep):
         yield _case(result, segmenter.task, save)
 
 
@@ -83,6 +84,9 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
         what: [functools.partial(imaging.write_png, array=array) for array in parts]
         for what, parts in arrays.items()
     }
+    if "animation" in save:
+        frames = report.animation(result.image, result.path, task)
+        writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
     answers = (result.mask, result.probability, result.uncertainty)
     return case_files(
         case_id=result.case_id,

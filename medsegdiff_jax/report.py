@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import ndimage
 
-from medsegdiff_jax import imaging
+from medsegdiff_jax import fusion, imaging
 from medsegdiff_jax.types import InputError, Task
 
 # Okabe and Ito's colours, told apart with any colour vision; ordered for contrast on tissue.
@@ -161,6 +161,31 @@ def case_pictures(
     return CasePictures(
         name, small, paint_mask(regions), chance, doubt, overlay(small, regions, doubt)
     )
+
+
+def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarray]:
+    """How a sample came about, a frame per step: noisy mask, its probabilities, and the outline.
+
+    Args:
+      image: [H, W, C].
+      path: [N, S, S, 2 K] noisy masks of unit variance and probabilities, see `CaseResult`.
+      task: says what the channels mean.
+
+    Returns:
+      N uint8 [h, 3 w, 3], longer side of a panel SHEET_PIXELS.
+    """
+    scale = SHEET_PIXELS / max(image.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+    small = imaging.resize_image(np.ascontiguousarray(to_display(image)), size)
+    frames = []
+    for noisy, chance in zip(*np.split(path, 2, axis=-1), strict=True):
+        chance = imaging.resize_probability(chance, size)
+        labels = imaging.mask_to_labels(fusion.decide(chance, task), task)
+        # Two standard deviations from black to grey and from grey to white.
+        noise = imaging.resize_probability(np.clip(0.5 + noisy[..., -1:] / 4, 0, 1), size)[..., 0]
+        grey = [np.repeat(to_byte(g)[..., None], 3, -1) for g in (noise, foreground(chance, task))]
+        frames.append(np.hstack([*grey, overlay(small, regions_of(labels, task), None)]))
+    return frames
 
 
 def write_contact_sheet(path: str | os.PathLike, rows: Sequence[CasePictures], task: Task) -> None:

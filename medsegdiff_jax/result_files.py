@@ -9,7 +9,9 @@ from pathlib import Path
 from medsegdiff_jax import imaging, report
 from medsegdiff_jax.types import InputError, Task
 
-SAVE = ("mask", "probability", "uncertainty", "overlay", "members")
+SAVE = ("mask", "probability", "uncertainty", "overlay", "members", "animation")
+
+_OWN_SUFFIX = {"overlay": ".png", "animation": ".gif"}
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -70,7 +72,7 @@ def file_names(case: str, what: str, task: Task, members: int, suffix: str) -> l
         return [f"{case}_probability{name}{suffix}" for name, _ in class_channels(task)]
     if what == "members":
         return [f"{case}_member_{index:02d}{suffix}" for index in range(members)]
-    return [f"{case}_{what}{'.png' if what == 'overlay' else suffix}"]
+    return [f"{case}_{what}{_OWN_SUFFIX.get(what, suffix)}"]
 
 
 def class_channels(task: Task) -> list[tuple[str, int]]:

@@ -148,6 +148,19 @@ def sample(
     keys: Array,
     sampler: Sampler,
 ) -> Array:
+    """The sample x_0 [B, ...] at the end of `sample_path`, with the same arguments."""
+    x_0, _ = sample_path(denoise, schedule, trajectory, x_T, keys, sampler)
+    return x_0
+
+
+def sample_path(
+    denoise: DenoiseFn,
+    schedule: Schedule,
+    trajectory: np.ndarray,
+    x_T: Array,  # noqa: N803
+    keys: Array,
+    sampler: Sampler,
+) -> tuple[Array, tuple[Array, Array]]:
     """Runs the whole trajectory in one forward scan.
 
     Args:
@@ -159,10 +172,11 @@ def sample(
       sampler: one of SAMPLERS.
 
     Returns:
-      x_0 [B, ...]: the x0 of the last prediction.
+      x_0 [B, ...], the x0 of the last prediction; and of every step x_t and its predicted x0,
+      [N, B, ...] each.
     """
 
-    def step(carry: tuple[Array, Array], scanned: tuple[Array, ...]) -> tuple[tuple, None]:
+    def step(carry: tuple[Array, Array], scanned: tuple[Array, ...]) -> tuple[tuple, tuple]:
         x_t, previous_x0 = carry
         t, s, weight = scanned
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
@@ -170,13 +184,15 @@ def sample(
         prediction = denoise(x_t, t)
         change = weight * (prediction.x0 - previous_x0)
         expected = _shifted(schedule, prediction, change, t)
-        return (sampler.step(schedule, expected, x_t, t, s, noise), prediction.x0), None
+        x_s = sampler.step(schedule, expected, x_t, t, s, noise)
+        return (x_s, prediction.x0), (x_t, prediction.x0)
 
     path = jnp.asarray(trajectory)
     second = sampler.second_order
     weights = midpoint_weights(schedule, path) if second else jnp.zeros(len(path) - 1)
-    (x_0, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), (path[:-1], path[1:], weights))
-    return x_0
+    start = (x_T, jnp.zeros_like(x_T))
+    (x_0, _), along = jax.lax.scan(step, start, (path[:-1], path[1:], weights))
+    return x_0, along
 
 
 def _shifted(schedule: Schedule, prediction: Prediction, change: Array, t: Array) -> Prediction:

@@ -13,6 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,6 +66,8 @@ class CaseResult:
       probability: [H, W, K] float32 fused, in [0, 1].
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
       members: [n, H, W] label ids of each sample, or None if not asked for.
+      path: [steps, S, S, 2 K] float32 how the first sample came about, at the network's size: the
+        noisy masks, of unit variance, and the probabilities made of them; None if not asked for.
       seconds: its share of the time from the end of the batch before to the end of its own.
     """
 
@@ -74,6 +77,7 @@ class CaseResult:
     probability: np.ndarray
     uncertainty: np.ndarray
     members: np.ndarray | None
+    path: np.ndarray | None
     seconds: float
 
 
@@ -183,6 +187,7 @@ class Segmenter:
         settings: Settings,
         *,
         keep_members: bool = False,
+        keep_path: bool = False,
     ) -> Iterator[CaseResult]:
         """Segments (case id, image [H, W, C]) pairs batch by batch; memory holds three batches.
 
@@ -193,32 +198,41 @@ class Segmenter:
           cases: read lazily.
           settings: from `choose`.
           keep_members: also return every sample.
+          keep_path: also return how the first sample came about.
 
         Yields:
           A result per case, in order.
 
         Raises:
-          InputError: an image that cannot be used; names the case.
+          InputError: an image that cannot be used; names the case. A path of 0 steps.
         """
         mesh, segment = self._segment_fn(settings)
+        _, trace = self._segment_fn(settings, path=True) if keep_path else (None, None)
         params = jax.device_put(self.params, replicated(mesh))
 
-        def start(batch: _Prepared) -> Array:
+        def start(batch: _Prepared) -> tuple[Array, Array | None]:
             arrays = shard_batch(on_data(mesh), {"image": batch.image, "case": batch.keys})
+            arguments = (params, arrays["image"], arrays["case"], np.uint32(settings.seed))
             with jax.set_mesh(mesh):
-                return segment(params, arrays["image"], arrays["case"], np.uint32(settings.seed))
+                return segment(*arguments), trace(*arguments) if trace else None
 
         prepared = self._prepared(cases, even_batch(settings.batch_size))
         began = time.perf_counter()
         for batch, running in _one_behind(start, ahead(prepared)):
-            samples = jax.device_get(running)[:, : len(batch.cases)]
+            samples, paths = jax.device_get(running)
+            samples = samples[:, : len(batch.cases)]
             fused = fusion.fuse(samples, self.task, settings.fusion)
             doubt = fusion.uncertainty(samples, self.task)
             ended = time.perf_counter()
             seconds, began = (ended - began) / len(batch.cases), ended
             for index, (case_id, image) in enumerate(batch.cases):
-                members = samples[:, index] if keep_members else None
-                yield self._restore(case_id, image, fused[index], doubt[index], members, seconds)
+                result = self._restore(case_id, image, fused[index], doubt[index], seconds)
+                if keep_members:
+                    members = self._all_labels(samples[:, index], image.shape[:2])
+                    result = dataclasses.replace(result, members=members)
+                if keep_path:
+                    result = dataclasses.replace(result, path=paths[0, index])
+                yield result
 
     def _prepared(
         self, cases: Iterable[tuple[str, np.ndarray]], size: int
@@ -234,15 +248,18 @@ class Segmenter:
                 keys=np.array(keys + [keys[-1]] * padding, np.uint32),
             )
 
-    def _segment_fn(self, settings: Settings) -> tuple[Mesh, denoiser.SegmentFn]:
-        """The compiled ensemble for these settings, and the mesh that it runs on."""
+    def _segment_fn(
+        self, settings: Settings, *, path: bool = False
+    ) -> tuple[Mesh, denoiser.SegmentFn]:
+        """The compiled ensemble for these settings (or the path of one member), and its mesh."""
         fields = ("steps", "sampler", "member_chunk")
         chosen = {field: getattr(settings, field) for field in fields}
         mesh = sampling_mesh(even_batch(settings.batch_size))
-        key = (mesh.axis_sizes, settings.members, *chosen.values())
+        members = 1 if path else settings.members
+        key = (mesh.axis_sizes, members, path, *chosen.values())
         if key not in self._compiled:
-            fn = denoiser.make_segment_fn(self._model, self._process, **chosen)
-            self._compiled[key] = mesh, denoiser.compile_segment_fn(fn, mesh, settings.members)
+            fn = denoiser.make_segment_fn(self._model, self._process, **chosen, path=path)
+            self._compiled[key] = mesh, denoiser.compile_segment_fn(fn, mesh, members)
         return self._compiled[key]
 
     def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:
@@ -273,7 +290,6 @@ class Segmenter:
         image: np.ndarray,
         probability: np.ndarray,
         doubt: np.ndarray,
-        members: np.ndarray | None,
         seconds: float,
     ) -> CaseResult:
         """Network-sized answers -> the image's own size."""
@@ -285,12 +301,15 @@ class Segmenter:
             mask=self._labels(probability),
             probability=probability,
             uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
+            members=None,
+            path=None,
             seconds=seconds,
-            members=None
-            if members is None
-            else np.stack(
-                [self._labels(imaging.resize_probability(member, shape)) for member in members]
-            ),
+        )
+
+    def _all_labels(self, members: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Samples [n, S, S, K] -> label ids [n, H, W]."""
+        return np.stack(
+            [self._labels(imaging.resize_probability(member, shape)) for member in members]
         )
 
     def _labels(self, probability: np.ndarray) -> np.ndarray:
@@ -312,8 +331,8 @@ class _Prepared:
 
 
 def _one_behind(
-    start: Callable[[_Prepared], Array], batches: Iterator[_Prepared]
-) -> Iterator[tuple[_Prepared, Array]]:
+    start: Callable[[_Prepared], Any], batches: Iterator[_Prepared]
+) -> Iterator[tuple[_Prepared, Any]]:
     """Each batch with what `start` returned for it, once the next one is started.
 
     What was started before an unreadable case is yielded before its error is raised.

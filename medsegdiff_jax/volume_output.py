@@ -129,7 +129,8 @@ def segment(
                 yield slice_id(name, index), np.concatenate(channels, axis=-1)
             del volume  # or it would stay while the next one is read
 
-    for result in segmenter.stream(slices(), settings, keep_members="members" in save):
+    keep = {"keep_members": "members" in save, "keep_path": "animation" in save}
+    for result in segmenter.stream(slices(), settings, **keep):
         name = volume_of(result.case_id)
         if opened[name].add(result):
             yield opened.pop(name).files()
@@ -192,6 +193,9 @@ class _Volume:
         if "overlay" in self._save:
             writers["overlay"] = [functools.partial(imaging.write_png, array=self._overlay())]
         best = self._largest
+        if "animation" in self._save:
+            frames = report.animation(best.image, best.path, self._task)
+            writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
         return case_files(
             case_id=self._name,

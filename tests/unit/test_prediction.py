@@ -108,3 +108,11 @@ def test_what_is_done_is_listed_even_if_the_run_is_killed(run, tmp_path, monkeyp
     )
     run()
     assert written == [0, 1, 2, 3, 3]
+
+
+def test_an_animation_has_a_frame_per_step(run, tmp_path):
+    assert run(save=("mask", "animation")) == "abc"
+    with Image.open(tmp_path / "out" / "b_animation.gif") as film:
+        assert film.n_frames == 2  # steps of the tiny model
+        height, width = 320, 249  # of images of 9 x 7, magnified
+        assert film.size == (3 * width, height)

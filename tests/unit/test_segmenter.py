@@ -100,6 +100,19 @@ def test_what_came_before_an_unreadable_image_is_not_lost(segmenter, images, rec
         next(results)
 
 
+def test_a_path_leads_from_noise_to_the_first_sample(segmenter):
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    settings = segmenter.choose(members=2, steps=3)
+    (result,) = segmenter.stream([("a", image)], settings, keep_members=True, keep_path=True)
+    assert result.path.shape == (3, SIDE, SIDE, 2)
+    noise, chance = result.path[..., 0], result.path[..., 1]
+    assert abs(noise[0].mean()) < 0.2 and 0.9 < noise[0].std() < 1.1
+    first = fusion.decide(chance[-1][..., None], segmenter.task)
+    np.testing.assert_array_equal(imaging.mask_to_labels(first, segmenter.task), result.members[0])
+    with pytest.raises(InputError, match="steps=0 has no path"):
+        next(segmenter.stream([("a", image)], segmenter.choose(steps=0), keep_path=True))
+
+
 def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     image = np.zeros((16, 64, 3), np.uint8)
     result = segmenter([image], case_ids=["x"], fusion="mean")
