@@ -5,17 +5,22 @@ traceback for anything else, because that is a defect of the program and the tra
 """
 
 import errno
+import hashlib
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
 from medsegdiff_jax.types import InputError
 
+COMPILED = "~/.cache/medsegdiff_jax/compiled"
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
 
@@ -42,6 +47,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     Raises:
       SystemExit: always.
     """
+    _keep_compiled_programs()
     try:
         app.run(_refuse_positional(main), flags_parser=_parse)
     except KeyboardInterrupt:
@@ -54,6 +60,22 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_INPUT)
     sys.exit(0)
+
+
+def _keep_compiled_programs() -> None:
+    """Programs that took XLA over a second are kept for the next command.
+
+    Programs for one processor may not run on another, as on a cluster with a shared home, so the
+    folder's name follows from the processor. A folder that the user gave JAX takes precedence.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    abilities = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    name = hashlib.sha256(f"{platform.machine()} {abilities}".encode()).hexdigest()[:12]
+    folder = Path(COMPILED).expanduser() / name
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def user_message(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 
+import jax
 import pytest
 from absl import flags
 from absl import logging as absl_logging
@@ -18,6 +19,7 @@ def run(monkeypatch):
     root, log = logging.getLogger(), logging.getLogger("medsegdiff_jax")
     handlers, settings = list(root.handlers), (log.handlers, log.propagate, log.level)
     verbosity = absl_logging.get_verbosity()
+    compiled = jax.config.jax_compilation_cache_dir
 
     def call(main, *words):
         monkeypatch.setattr("sys.argv", ["command.py", *words])
@@ -27,6 +29,7 @@ def run(monkeypatch):
         return exit_info.value.code
 
     yield call
+    jax.config.update("jax_compilation_cache_dir", compiled)
     flags.FLAGS.unparse_flags()
     absl_logging.set_verbosity(verbosity)
     root.handlers = handlers
@@ -105,3 +108,13 @@ def test_positional_words_and_wrong_flags_are_refused_before_main(run, capsys):
 def test_interrupted_has_its_own_status(run, capsys):
     assert run(raiser(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_compiled_programs_are_kept_unless_the_user_says_where(run):
+    jax.config.update("jax_compilation_cache_dir", "/somewhere")
+    run(lambda argv: None)
+    assert jax.config.jax_compilation_cache_dir == "/somewhere"
+    jax.config.update("jax_compilation_cache_dir", None)
+    run(lambda argv: None)
+    folder = jax.config.jax_compilation_cache_dir
+    assert folder.startswith(os.path.expanduser(cli.COMPILED) + os.sep)
