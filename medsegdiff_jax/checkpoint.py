@@ -25,6 +25,7 @@ from medsegdiff_jax.train_state import TrainState
 from medsegdiff_jax.types import InputError, Params, Task
 
 METRIC = "dice"
+CALIBRATION = "calibration.json"
 UNRANKED = -1.0  # Dice of a checkpoint that was saved without validation
 _FOLDER = "checkpoints"
 
@@ -94,6 +95,8 @@ class LoadedModel:
       task: what it segments.
       description: one line that says which weights these are.
       metadata: everything that was stored beside the parameters.
+      temperature: of its calibration (see `temperature`), 1 without one.
+      folder: the checkpoint, None for an exported model.
     """
 
     params: Params
@@ -101,6 +104,8 @@ class LoadedModel:
     task: Task
     description: str
     metadata: dict[str, Any]
+    temperature: float = 1.0
+    folder: Path | None = None
 
 
 def load_model(path: str | os.PathLike) -> LoadedModel:
@@ -111,21 +116,22 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
     """
     root = Path(path)
     if not root.is_dir():
-        raise InputError(f"{path}: no such folder, so no checkpoint")
+        raise InputError(f"{root}: no such folder, so no checkpoint")
     if (root / "model.json").is_file():
         with _readable(root):
             metadata = json.loads((root / "model.json").read_text())
-            return _load(root / "params", metadata, f"{metadata['source']}, exported to {root}")
+            loaded = _load(root / "params", metadata, f"{metadata['source']}, exported to {root}")
+        return dataclasses.replace(loaded, temperature=metadata.get("temperature", 1.0))
     if (root / "ema").is_dir():
         return _load_step(root)
     if not (root / _FOLDER).is_dir():
         raise InputError(
-            f"{path}: neither a workdir of train.py, nor a checkpoint in it, nor an exported model"
+            f"{root}: neither a workdir of train.py, nor a checkpoint in it, nor an exported model"
         )
     with _open_manager(root / _FOLDER) as manager:
         step = manager.best_step()
         if step is None:
-            raise InputError(f"{path}: the workdir has no finished checkpoint yet")
+            raise InputError(f"{root}: the workdir has no finished checkpoint yet")
         return _load_step(Path(manager.directory) / str(step))
 
 
@@ -156,8 +162,12 @@ def _load_step(folder: Path) -> LoadedModel:
     with _readable(folder):
         metadata = json.loads((folder / "metadata" / "metadata").read_text())
         dice = json.loads((folder / "metrics" / "metrics").read_text())[METRIC]
+        calibration = folder / CALIBRATION
+        stored = json.loads(calibration.read_text()) if calibration.is_file() else {}
+        temperature = float(stored.get("temperature", 1.0))
     ranked = "not validated" if dice == UNRANKED else f"validation Dice {dice:.4f}"
-    return _load(folder / "ema", metadata, f"EMA weights of step {folder.name} ({ranked})")
+    loaded = _load(folder / "ema", metadata, f"EMA weights of step {folder.name} ({ranked})")
+    return dataclasses.replace(loaded, temperature=temperature, folder=folder)
 
 
 def _load(params: Path, metadata: dict[str, Any], description: str) -> LoadedModel:

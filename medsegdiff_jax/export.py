@@ -26,6 +26,7 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
         "format": FORMAT,
         "exported_by": __version__,
         "source": loaded.description,
+        "temperature": loaded.temperature,
         "preprocessing": {
             "size": [data.image_size, data.image_size],
             "resize": "bilinear, antialiased when shrinking",

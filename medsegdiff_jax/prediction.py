@@ -28,7 +28,7 @@ from medsegdiff_jax.version import __version__
 SHEET_CASES = 16
 LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more than these
 
-_SAME_RUN = ("checkpoint_sha256", "sampling", "task")
+_SAME_RUN = ("checkpoint_sha256", "temperature", "sampling", "task")
 # Sizes of batches and chunks move the last digits only.
 _RESULT_DEPENDS_ON = ("members", "steps", "sampler", "fusion", "seed")
 
@@ -169,6 +169,7 @@ def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "checkpoint": segmenter.description,
         "checkpoint_sha256": digest.hexdigest(),
+        "temperature": segmenter.temperature,
         "sampling": {field: getattr(settings, field) for field in _RESULT_DEPENDS_ON},
         "task": segmenter.task.to_json(),
         "config": segmenter.config.to_dict(),

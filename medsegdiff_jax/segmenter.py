@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, imaging, networks, process
 from medsegdiff_jax.checkpoint import LoadedModel, load_model
+from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.partitioning import (
     even_batch,
     on_data,
@@ -106,6 +107,7 @@ class Segmenter:
         config = loaded.config
         self.task, self.config = loaded.task, config
         self.description, self.metadata = loaded.description, loaded.metadata
+        self.temperature = loaded.temperature
         self.settings = Settings(**config.sampling.to_dict())
         self._size = config.data.image_size
         self._model = networks.build(config.model, loaded.task, self._size)
@@ -222,6 +224,10 @@ class Segmenter:
             samples, paths = jax.device_get(running)
             samples = samples[:, : len(batch.cases)]
             fused = fusion.fuse(samples, self.task, settings.fusion)
+            if settings.fusion == "mean" and self.temperature != 1:
+                fused = apply_temperature(
+                    fused, self.temperature, exclusive=self.task.one_hot
+                ).astype(np.float32)
             doubt = fusion.uncertainty(samples, self.task)
             ended = time.perf_counter()
             seconds, began = (ended - began) / len(batch.cases), ended

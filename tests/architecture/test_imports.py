@@ -47,6 +47,7 @@ LAYERS = {
     "segmenter": 7,
     "trainer": 7,
     "picture_output": 8,
+    "temperature": 8,
     "volume_output": 8,
     "prediction": 9,
     "__init__": 10,  # the public names: Segmenter, fusion, metrics

@@ -1,0 +1,97 @@
+"""Temperature scaling of a trained model (Guo et al. 2017): fitted on validation cases, then kept.
+
+The fused probability p of an ensemble becomes sigmoid(logit(p) / T), or the like of a softmax. That
+changes no decision, only how sure the probabilities sound. T is fitted near the borders of the
+references, since elsewhere almost everything is certain and right.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from medsegdiff_jax import imaging, input_pipeline
+from medsegdiff_jax.checkpoint import CALIBRATION, load_model
+from medsegdiff_jax.fusion import majority
+from medsegdiff_jax.metrics.calibration import (
+    apply_temperature,
+    border_band,
+    fit_temperature,
+    measure_calibration,
+)
+from medsegdiff_jax.progress import progress
+from medsegdiff_jax.segmenter import Segmenter
+from medsegdiff_jax.types import InputError
+
+BORDER_PIXELS = 5  # of the network's size
+MAX_CASES = 200  # evenly spread over the split
+
+
+def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> dict[str, Any]:
+    """Fits the temperature of a checkpoint on its validation split and stores it there.
+
+    `Segmenter`, `sample.py` and `export.py` use it from then on, where members are fused by mean.
+
+    Args:
+      checkpoint: a workdir (its best checkpoint) or a checkpoint in it.
+      **settings: members, steps, sampler, as in `Segmenter.choose`.
+
+    Returns:
+      What is stored: {"temperature", "ece": {"before", "after"}, "cases", "sampling"}.
+
+    Raises:
+      InputError: no model there, an exported one, or no validation case with a border.
+    """
+    loaded = dataclasses.replace(load_model(checkpoint), temperature=1.0)
+    if loaded.folder is None:
+        raise InputError(f"{checkpoint}: is exported; calibrate its workdir, then export again")
+    segmenter = Segmenter(loaded)
+    chosen = segmenter.choose(**settings, fusion="mean")
+    dataset = input_pipeline.load(loaded.config.data)
+    source = dataset.sources["validation"]
+    count = min(MAX_CASES, len(source))
+    examples = [source[i * len(source) // count] for i in range(count)]
+    images = ((example["id"].decode(), example["image"]) for example in examples)
+    found = progress(segmenter.stream(images, chosen), count, "calibrating")
+    pairs = [
+        _near_border(result.probability, example["labels"], segmenter)
+        for result, example in zip(found, examples, strict=True)
+    ]
+    probability, reference = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    if not len(probability):
+        raise InputError(f"{dataset.name}: no validation case has a border to calibrate on")
+    exclusive = segmenter.task.one_hot
+    temperature = fit_temperature(probability, reference, exclusive=exclusive)
+    scaled = apply_temperature(probability, temperature, exclusive=exclusive)
+    stored = {
+        "temperature": temperature,
+        "ece": {
+            "before": measure_calibration(probability, reference).ece,
+            "after": measure_calibration(scaled, reference).ece,
+        },
+        "cases": count,
+        "sampling": vars(chosen),
+    }
+    with imaging.replacing(loaded.folder / CALIBRATION) as temporary:
+        temporary.write_text(json.dumps(stored, indent=2) + "\n")
+    return stored
+
+
+def _near_border(
+    probability: np.ndarray, labels: np.ndarray, segmenter: Segmenter
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [n, K] and fractions of raters [n, K] of the pixels near any class's border.
+
+    Args:
+      probability: [S, S, K].
+      labels: [raters, S, S].
+      segmenter: knows the task.
+    """
+    task = segmenter.task
+    raters = np.stack([imaging.labels_to_mask(one, task) for one in labels])
+    agreed = imaging.labels_to_mask(majority(labels, task), task)
+    bands = (border_band(channel, (1, 1), BORDER_PIXELS) for channel in np.moveaxis(agreed, -1, 0))
+    near = np.logical_or.reduce(list(bands))
+    return probability[near], raters.mean(axis=0)[near]
