@@ -19,15 +19,17 @@ _EMPTY = flags.DEFINE_string("empty", "strict", "Empty-mask policy: strict or ig
 def main(argv: list[str]) -> None:
     """Scores --predictions against --references, prints a table, writes --output."""
     del argv
-    from medsegdiff_jax import scoring
+    from medsegdiff_jax import scoring, uncertainty_scoring
 
     spacing = _spacing(_SPACING.value)
     result = scoring.evaluate(_PREDICTIONS.value, _REFERENCES.value, spacing, _EMPTY.value)
-    scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
+    written = scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
     print(scoring.format_table(result))
+    if result.uncertainty:
+        print(uncertainty_scoring.format_table(result.uncertainty))
     if result.unscored:
         print(f"{len(result.unscored)} references have no prediction and were not scored")
-    print(f"wrote metrics.json, per_case.csv and dice.png to {_OUTPUT.value}")
+    print(f"wrote {', '.join(written)} to {_OUTPUT.value}")
 
 
 def _spacing(words: list[str] | None) -> tuple[float, float] | None:

@@ -192,7 +192,7 @@ def write_contact_sheet(path: str | os.PathLike, rows: Sequence[CasePictures], t
     """Writes one PNG: a row per case with image, mask, probability, uncertainty and overlay."""
     titles = ("image", "mask", "probability", "uncertainty", "overlay")
     ratios = [row.image.shape[0] / row.image.shape[1] for row in rows]
-    figure = _figure(9.0, 1.75 * sum(ratios) + 0.12 * len(rows) + 0.9)
+    figure = new_figure(9.0, 1.75 * sum(ratios) + 0.12 * len(rows) + 0.9)
     grid = figure.add_gridspec(len(rows), 5, height_ratios=ratios, wspace=0.03, hspace=0.03)
     for i, row in enumerate(rows):
         pictures = (row.image, row.mask, row.probability, row.uncertainty, row.overlay)
@@ -241,7 +241,7 @@ def write_learning_curve(metrics_path: str | os.PathLike, path: str | os.PathLik
     panels = {name: lines for name, lines in panels.items() if lines}
     if not panels:
         raise InputError(f"{metrics_path}: holds no losses and no overlap metrics")
-    figure = _figure(5.0 * len(panels), 3.6)
+    figure = new_figure(5.0 * len(panels), 3.6)
     for index, (name, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
         for label, points in sorted(lines.items()):
@@ -285,7 +285,7 @@ def write_dice_plot(path: str | os.PathLike, scores: Mapping[str, np.ndarray]) -
       path: PNG to write.
       scores: per class name, Dice per case [N] in [0, 1]; NaN is left out and counted.
     """
-    figure = _figure(6.4, 1.3 + 0.75 * len(scores))
+    figure = new_figure(6.4, 1.3 + 0.75 * len(scores))
     axes = figure.add_subplot()
     jitter = np.random.default_rng(0)
     labels = []
@@ -314,7 +314,7 @@ def write_dice_plot(path: str | os.PathLike, scores: Mapping[str, np.ndarray]) -
     write_figure(path, figure)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure that belongs to no window system and no global list."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

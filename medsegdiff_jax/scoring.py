@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import fusion, imaging, report, volumes
+from medsegdiff_jax import (
+    fusion,
+    imaging,
+    report,
+    uncertainty_plots,
+    uncertainty_scoring,
+    volumes,
+)
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task, class_mask
+from medsegdiff_jax.uncertainty_scoring import CaseUncertainty, Uncertainty
 from medsegdiff_jax.version import __version__
 
 CONVENTIONS = {
@@ -40,12 +48,14 @@ class Evaluation:
       table: summary per class and metric.
       unscored: references without a prediction.
       spacing: height and width of a pixel, which HD95 is measured in; for volumes, words.
+      uncertainty: of members and probabilities, as far as they were saved, and of raters.
     """
 
     scores: list[CaseScore]
     table: dict[str, dict[str, Summary]]
     unscored: list[str]
     spacing: list[float] | str
+    uncertainty: Uncertainty
 
 
 def evaluate(
@@ -73,24 +83,45 @@ def evaluate(
         raise InputError("--spacing: is for pictures; the files of volumes say their own")
     raters = _find_references(Path(references), task)
     scores: list[CaseScore] = []
-    for case, name in progress(files.items(), len(files), "scoring"):
-        read = _read_volume if task.modalities else _read_picture
-        prediction, grid = read(folder / name)
-        _check_labels(folder / name, prediction, task)
-        reference = _reference(case, raters, task, prediction.shape, grid)
+    doubts: list[CaseUncertainty] = []
+    for case, names in progress(files.items(), len(files), "scoring"):
+        prediction, grid = _read_labels(folder / names["mask"][0], task)
+        rated = _read_references(case, raters, task, prediction.shape, grid)
+        reference = fusion.majority(list(rated.values()), task)
+        members = _read_members(folder, names, task, prediction.shape)
         case_spacing = grid.spacing if grid else spacing or (1.0, 1.0)
         for index, class_name in enumerate(task.classes):
-            masks = (class_mask(labels, task, index) for labels in (prediction, reference))
+            masks = [class_mask(labels, task, index) for labels in (prediction, reference)]
             scores.append(aggregate.score_case(case, class_name, *masks, case_spacing))
-    known = {stem for masks in raters for stem in masks}
+            doubt = uncertainty_scoring.score_case(
+                case,
+                class_name,
+                samples=[class_mask(labels, task, index) for labels in members] or None,
+                probability=_read_probability(folder, names, task, index, prediction.shape),
+                raters={name: class_mask(labels, task, index) for name, labels in rated.items()},
+                reference=masks[1],
+                spacing=case_spacing,
+            )
+            doubts.append(doubt)
+    known = {stem for masks in raters.values() for stem in masks}
     unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
-    table = aggregate.table(scores, policy)
-    return Evaluation(scores, table, sorted(known - set(files)), unit)
+    errors = [1 - aggregate.apply_policy(score, policy)["dice"] for score in scores]
+    return Evaluation(
+        scores=scores,
+        table=aggregate.table(scores, policy),
+        unscored=sorted(known - set(files)),
+        spacing=unit,
+        uncertainty=uncertainty_scoring.collect(doubts, errors, policy),
+    )
 
 
-def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> None:
-    """Writes metrics.json, per_case.csv and dice.png to `output`."""
-    folder = Path(output)
+def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> list[str]:
+    """Writes metrics.json, per_case.csv, dice.png and the plots for which there are data.
+
+    Returns:
+      names of the files in `output`.
+    """
+    folder, doubt = Path(output), evaluation.uncertainty
     folder.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
         "version": __version__,
@@ -103,6 +134,8 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
             for name, row in evaluation.table.items()
         },
     }
+    if doubt:
+        summary["uncertainty"] = uncertainty_scoring.to_json(doubt)
     rows = [
         {
             "case": score.case,
@@ -110,8 +143,10 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
             **aggregate.apply_policy(score, policy),
             "prediction_empty": int(score.prediction_empty),
             "reference_empty": int(score.reference_empty),
+            **case.values,
+            **{f"dice_of_{rater}": dice for rater, dice in case.rater_dice.items()},
         }
-        for score in evaluation.scores
+        for score, case in zip(evaluation.scores, doubt.cases, strict=True)
     ]
     per_class: dict[str, list[float]] = {}
     for row in rows:
@@ -121,6 +156,14 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         folder / "dice.png", {name: np.array(values) for name, values in per_class.items()}
     )
     report.write_json(folder / "metrics.json", summary)
+    written = ["metrics.json", "per_case.csv", "dice.png"]
+    if doubt.calibration:
+        uncertainty_plots.write_reliability(folder / "reliability.png", doubt.calibration)
+        written.append("reliability.png")
+    if doubt.ranking:
+        uncertainty_plots.write_risk_coverage(folder / "risk_coverage.png", doubt.ranking)
+        written.append("risk_coverage.png")
+    return written
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -137,26 +180,33 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _read_run(folder: Path) -> tuple[Task, dict[str, str]]:
-    """The task, and case -> mask file, of a folder of predictions."""
+def _read_run(folder: Path) -> tuple[Task, dict[str, dict[str, list[str]]]]:
+    """The task, and case -> what was saved -> its files, of a folder of predictions."""
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text())
         task = Task.from_json(run["task"])
-        files = {case: entry["files"]["mask"] for case, entry in run["cases"].items()}
+        files = {
+            case: {
+                what: [names] if isinstance(names, str) else list(names)
+                for what, names in entry["files"].items()
+            }
+            for case, entry in run["cases"].items()
+        }
+        masks = [entry["mask"] for entry in files.values()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read; --predictions is a folder of sample.py") from (
             error
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the run.json of a run that saved masks") from error
-    if not files:
+    if not masks:
         raise InputError(f"{path}: lists no finished case")
     return task, files
 
 
-def _find_references(root: Path, task: Task) -> list[dict[str, Path]]:
-    """Case -> mask file, for each rater."""
+def _find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
+    """Name of each rater -> case -> mask file."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
@@ -172,10 +222,10 @@ def _find_references(root: Path, task: Task) -> list[dict[str, Path]]:
         merged: dict[str, Path] = {}
         for folder in reversed(folders):
             merged |= _masks_in(folder, task)
-        raters = [merged]
+        raters = {"reference": merged}
     else:
-        raters = [_masks_in(folder, task) for folder in folders]
-    if not any(raters):
+        raters = {folder.name.removeprefix("masks_"): _masks_in(folder, task) for folder in folders}
+    if not any(raters.values()):
         raise InputError(f"{root}: holds no mask")
     return raters
 
@@ -193,45 +243,82 @@ def _masks_in(folder: Path, task: Task) -> dict[str, Path]:
     return found
 
 
-def _read_picture(path: Path) -> tuple[np.ndarray, None]:
-    return imaging.read_labels(path), None
+def _read_labels(
+    path: Path, task: Task, *, foreign: bool = False
+) -> tuple[np.ndarray, volumes.Grid | None]:
+    """Labels of a picture or, with its grid, of a volume.
+
+    Args:
+      path: its file.
+      task: InputError, naming the file, if it holds labels that the task does not know.
+      foreign: not written by sample.py.
+    """
+    labels, grid = (
+        volumes.read_labels(path) if task.modalities else (imaging.read_labels(path), None)
+    )
+    present = np.unique(labels)
+    if foreign and len(task.classes) == 1 and len(present[present != 0]) == 1:
+        # Whether a lone class is written as 1 or 255 is a matter of taste.
+        return np.where(labels != 0, task.label_values[0], 0), grid
+    try:
+        imaging.labels_to_mask(present[None], task)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return labels, grid
 
 
-def _read_volume(path: Path) -> tuple[np.ndarray, volumes.Grid]:
-    return volumes.read_labels(path)
-
-
-def _reference(
+def _read_references(
     case: str,
-    raters: list[dict[str, Path]],
+    raters: dict[str, dict[str, Path]],
     task: Task,
     shape: tuple[int, ...],
     grid: volumes.Grid | None,
-) -> np.ndarray:
-    """The majority of the raters' labels of a case, in the shape of the prediction."""
-    found = []
-    for masks_of_rater in raters:
-        if case not in masks_of_rater:
+) -> dict[str, np.ndarray]:
+    """Labels of a case by each rater, in the shape of the prediction."""
+    found = {}
+    for rater, masks in raters.items():
+        if case not in masks:
             raise InputError(f"{case}: has a prediction but no reference of every rater")
-        path = masks_of_rater[case]
-        labels, own = (_read_volume if grid else _read_picture)(path)
-        if labels.shape != shape:
-            order = 1 if grid else -1  # pictures are spoken of as width x height
-            sizes = ["x".join(map(str, one[::order])) for one in (labels.shape, shape)]
-            raise InputError(f"{path}: is {sizes[0]}, its prediction {sizes[1]}")
+        labels, own = _read_labels(masks[case], task, foreign=True)
+        _check_shape(masks[case], labels.shape, shape)
         if grid:
-            volumes.check_grids(grid, own, Path(f"the prediction of {case}"), path)
-        if len(task.classes) == 1 and len(np.unique(labels[labels != 0])) == 1:
-            # Whether a lone class is written as 1 or 255 is a matter of taste.
-            labels = np.where(labels != 0, task.label_values[0], 0)
-        _check_labels(path, labels, task)
-        found.append(labels)
-    return fusion.majority(found, task)
+            volumes.check_grids(grid, own, Path(f"the prediction of {case}"), masks[case])
+        found[rater] = labels
+    return found
 
 
-def _check_labels(path: Path, labels: np.ndarray, task: Task) -> None:
-    """Raises InputError, naming the file, if it holds labels that the task does not know."""
-    try:
-        imaging.labels_to_mask(np.unique(labels)[None], task)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+def _read_members(
+    folder: Path, names: dict[str, list[str]], task: Task, shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Labels of every saved member, in the smallest type that holds them; [] without any."""
+    small = np.min_scalar_type(sum(task.label_values))
+    members = []
+    for name in names.get("members", []):
+        labels, _ = _read_labels(folder / name, task)
+        _check_shape(folder / name, labels.shape, shape)
+        members.append(labels.astype(small))
+    return members
+
+
+def _read_probability(
+    folder: Path, names: dict[str, list[str]], task: Task, index: int, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Saved probability of the class with this index, float32 in [0, 1]; None without any."""
+    if "probability" not in names:
+        return None
+    if len(names["probability"]) != len(task.classes):
+        raise InputError(f"{folder / 'run.json'}: not one probability for each class")
+    path = folder / names["probability"][index]
+    if task.modalities:
+        probability = np.clip(volumes.read_image([path], 1)[0][..., 0], 0, 1)
+    else:
+        probability = imaging.read_labels(path) / np.float32(255)
+    _check_shape(path, probability.shape, shape)
+    return probability
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        order = 1 if len(shape) == 3 else -1  # pictures are spoken of as width x height
+        sizes = ["x".join(map(str, one[::order])) for one in (shape, expected)]
+        raise InputError(f"{path}: is {sizes[0]}, its prediction {sizes[1]}")

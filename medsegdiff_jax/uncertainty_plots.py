@@ -1,0 +1,82 @@
+"""Reliability curves and risk-coverage curves as PNG files."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from medsegdiff_jax import report
+from medsegdiff_jax.metrics import Calibration, Ranking
+
+# Darker than on tissue: these lie on white.
+_SHADE = 0.8 / 255
+
+
+def write_reliability(
+    path: str | os.PathLike, calibration: Mapping[str, Mapping[str, Calibration]]
+) -> None:
+    """Draws how often a probability comes true, and below it how many pixels have it.
+
+    Args:
+      path: PNG to write.
+      calibration: per class name and region, sums over all cases; a column per region.
+    """
+    regions = list(next(iter(calibration.values())))
+    figure = report.new_figure(4.0 * len(regions), 5.0)
+    grid = figure.add_gridspec(2, len(regions), height_ratios=(3, 1))
+    for column, region in enumerate(regions):
+        curve = figure.add_subplot(grid[0, column])
+        curve.plot((0, 1), (0, 1), color="0.6", lw=1, ls="--")
+        counts = figure.add_subplot(grid[1, column], sharex=curve)
+        for index, (name, row) in enumerate(calibration.items()):
+            sums = row[region]
+            color = report.class_color(index) * _SHADE
+            known = sums.pixels > 0
+            label = f"{name}: ECE {sums.ece:.4f}"
+            line = (sums.confidence[known], sums.frequency[known])
+            curve.plot(*line, color=color, marker="o", ms=3.5, lw=1.4, label=label)
+            edges = np.linspace(0, 1, len(sums.pixels) + 1)
+            counts.stairs(sums.pixels, edges, color=color, lw=1.4)
+        curve.set_title({"image": "all pixels", "border": "near the border"}[region], fontsize=9)
+        curve.set_xlim(-0.02, 1.02)
+        curve.set_ylim(-0.02, 1.02)
+        curve.set_ylabel("frequency in the references")
+        curve.legend(fontsize=7, frameon=False, loc="upper left")
+        counts.set_yscale("symlog", linthresh=1)
+        counts.set_ylabel("pixels")
+        counts.set_xlabel("foreground probability")
+        for axes in (curve, counts):
+            axes.grid(alpha=0.25)
+    report.write_figure(path, figure)
+
+
+def write_risk_coverage(
+    path: str | os.PathLike, ranking: Mapping[str, Mapping[str, Ranking]]
+) -> None:
+    """Draws the mean error of the most certain cases against how many these are.
+
+    Args:
+      path: PNG to write.
+      ranking: per class name and uncertainty score; a panel per class.
+    """
+    columns = min(3, len(ranking))
+    rows = -(-len(ranking) // columns)
+    figure = report.new_figure(1.2 + 3.8 * columns, 0.6 + 3.2 * rows)
+    for number, (name, scores) in enumerate(ranking.items(), start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        for index, (score, one) in enumerate(scores.items()):
+            color = report.class_color(index) * _SHADE
+            label = f"{score}: AURC {one.aurc:.4f}"
+            axes.plot(one.coverage, one.risk, color=color, lw=1.6, label=label)
+        label = f"by the error itself: {one.aurc - one.excess:.4f}"
+        axes.plot(one.coverage, one.optimal, color="black", lw=1.2, ls=":", label=label)
+        label = f"uninformed: {one.uninformed:.4f}"
+        axes.axhline(one.uninformed, color="0.6", lw=1, ls="--", label=label)
+        axes.set_title(f"{name}, n = {len(one.risk)}", fontsize=9)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("coverage: fraction of cases kept, most certain first")
+        axes.set_ylabel("risk: mean 1 - Dice of these")
+        axes.legend(fontsize=7, frameon=False)
+        axes.grid(alpha=0.25)
+    report.write_figure(path, figure)

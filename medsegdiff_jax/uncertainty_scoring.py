@@ -1,0 +1,275 @@
+"""What evaluation says about uncertainty: of each case from its samples, of all cases together.
+
+`score_case` turns the files of a case into a few numbers, `collect` those of all cases into what
+the report shows. Which number means what is written in `CONVENTIONS` and `metrics`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medsegdiff_jax import metrics
+from medsegdiff_jax.metrics import aggregate
+from medsegdiff_jax.metrics.aggregate import Summary
+from medsegdiff_jax.metrics.calibration import BINS, Calibration
+from medsegdiff_jax.metrics.ranking import Ranking
+
+SAMPLE_METRICS = {
+    "ged": "energy_distance",
+    "matched_iou": "matched_iou",
+    "max_dice": "max_dice",
+    "sample_dice": "sample_dice",
+    "diversity": "diversity",
+    "interval_iou": "interval_iou",
+    "volume_variation": "volume_variation",
+}
+RANKED = ("sample_dice", "volume_variation", "region_entropy")
+BORDER_PIXELS = 5
+
+CONVENTIONS = {
+    "samples": "numbers from the members are against every rater's mask, not their majority; IoU = "
+    "Dice = 1 for two empty masks, whatever the empty-mask policy",
+    "ged": "squared generalised energy distance, d = 1 - IoU, all pairs, a mask with itself "
+    "included; one rater: its own term is 0",
+    "matched_iou": "mean IoU of the best one-to-one pairing of samples and raters, both repeated to "
+    "their least common multiple (Hungarian)",
+    "max_dice": "mean over raters of the best sample's Dice; rises with the number of samples",
+    "sample_dice": "mean Dice of pairs of different samples",
+    "diversity": "mean 1 - IoU of pairs of different samples",
+    "interval_iou": "inner over outer area of the samples' 95% interval; the name and formula are "
+    "ours, for the confidence interval (CI) that the paper does not define; below 40 samples: "
+    "intersection over union of all; falls with the number of samples",
+    "volume_variation": "standard deviation (n - 1) of the samples' volumes over their mean",
+    "region_entropy": "mean binary entropy in bits over pixels with p >= 0.5 or entropy >= 0.5",
+    "calibration": "foreground probability of each class, as stored in 8 bits, against the fraction "
+    "of the raters; each rater's pixel is an event, all cases pooled",
+    "ece": f"{BINS} equally wide bins of the foreground probability, weighted by pixels",
+    "brier": "mean of (p - y)^2 over events",
+    "border": f"pixels whose nearest pixel across the border of the majority reference is at most "
+    f"{BORDER_PIXELS} times the smallest pixel size away; none where that reference is empty",
+    "ranking": "error = 1 - Dice of the fused mask under the empty-mask policy; cases in the order "
+    "of 1 - sample_dice, volume_variation or region_entropy; risk = mean error of the k most "
+    "certain cases, AURC = mean over k = 1..n, excess = AURC above the order by error, uninformed "
+    "= mean error; ties count with their mean",
+    "rater_dice": "Dice of each rater against the majority, which the rater is part of",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseUncertainty:
+    """What one case and class says.
+
+    Attributes:
+      case: name of the case.
+      class_name: name of the class.
+      values: SAMPLE_METRICS where there are members, "region_entropy" where there is a probability.
+      calibration: {"image", "border": sums over pixels} where there is a probability.
+      rater_dice: {rater: Dice against the majority}, NaN if both are empty; {} with one rater.
+    """
+
+    case: str
+    class_name: str
+    values: dict[str, float]
+    calibration: dict[str, Calibration]
+    rater_dice: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertainty:
+    """What all cases say together; each {class name: ...}, an empty one where nothing was saved.
+
+    Attributes:
+      cases: per case and class.
+      table: {metric: Summary over cases}.
+      calibration: {"image", "border": sums over the pixels of all cases}.
+      ranking: {score: its ranking of the errors}; scores with fewer than two cases are left out.
+      rater_dice: {rater: Summary over cases}.
+    """
+
+    cases: list[CaseUncertainty]
+    table: dict[str, dict[str, Summary]]
+    calibration: dict[str, dict[str, Calibration]]
+    ranking: dict[str, dict[str, Ranking]]
+    rater_dice: dict[str, dict[str, Summary]]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to report."""
+        return bool(self.table or self.rater_dice)
+
+
+def score_case(
+    case: str,
+    class_name: str,
+    *,
+    samples: Iterable[np.ndarray] | None,
+    probability: np.ndarray | None,
+    raters: Mapping[str, np.ndarray],
+    reference: np.ndarray,
+    spacing: Sequence[float],
+) -> CaseUncertainty:
+    """All numbers of one case and class.
+
+    Args:
+      case: name of the case.
+      class_name: name of the class.
+      samples: masks [...] in {0, 1}, one per member, read once; None if they were not saved.
+      probability: [...] of the class in [0, 1]; None if it was not saved.
+      raters: name -> mask [...] in {0, 1}.
+      reference: [...] the majority of the raters.
+      spacing: pixel size along each axis.
+
+    Raises:
+      InputError: shapes that differ, or values other than 0 and 1 in a mask.
+    """
+    values, sums = {}, {}
+    if samples is not None:
+        overlaps = metrics.set_overlaps(samples, raters.values())
+        values = {name: getattr(overlaps, field) for name, field in SAMPLE_METRICS.items()}
+    if probability is not None:
+        values["region_entropy"] = metrics.region_entropy(probability)
+        target = reference
+        if len(raters) > 1:
+            target = sum(mask.astype(np.float32) for mask in raters.values()) / len(raters)
+        band = metrics.border_band(reference, spacing, BORDER_PIXELS * min(spacing))
+        sums = {
+            "image": metrics.measure_calibration(probability, target),
+            "border": metrics.measure_calibration(probability, target, band),
+        }
+    agreement = {name: metrics.dice(mask, reference) for name, mask in raters.items()}
+    return CaseUncertainty(case, class_name, values, sums, agreement if len(raters) > 1 else {})
+
+
+def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: str) -> Uncertainty:
+    """Summaries over cases, class by class.
+
+    Args:
+      cases: all cases and classes.
+      errors: 1 - Dice of the fused mask of each, NaN to leave it out of the ranking.
+      policy: "strict" counts two empty masks as a Dice of 1 between rater and majority; "ignore"
+        leaves them out.
+    """
+    by_class: dict[str, list[CaseUncertainty]] = {}
+    errors_of: dict[str, list[float]] = {}
+    for one, error in zip(cases, errors, strict=True):
+        by_class.setdefault(one.class_name, []).append(one)
+        errors_of.setdefault(one.class_name, []).append(error)
+    table, sums, ranking, agreement = {}, {}, {}, {}
+    for name, group in by_class.items():
+        columns = {metric: [one.values[metric] for one in group] for metric in group[0].values}
+        table[name] = {metric: aggregate.summarize(column) for metric, column in columns.items()}
+        sums[name] = {
+            region: sum((one.calibration[region] for one in group[1:]), first)
+            for region, first in group[0].calibration.items()
+        }
+        ranked = {
+            score: metrics.rank_errors(_doubt(score, columns[score]), errors_of[name])
+            for score in RANKED
+            if score in columns
+        }
+        ranking[name] = {score: one for score, one in ranked.items() if one is not None}
+        empty = 1.0 if policy == "strict" else float("nan")
+        agreement[name] = {
+            rater: aggregate.summarize(
+                [empty if np.isnan(dice := one.rater_dice[rater]) else dice for one in group]
+            )
+            for rater in group[0].rater_dice
+        }
+    parts = (
+        {name: row for name, row in part.items() if row}
+        for part in (table, sums, ranking, agreement)
+    )
+    return Uncertainty(list(cases), *parts)
+
+
+def _doubt(score: str, values: Sequence[float]) -> np.ndarray:
+    """Values of one of RANKED, turned so that larger means less certain."""
+    return 1 - np.array(values) if score == "sample_dice" else np.array(values)
+
+
+def to_json(result: Uncertainty) -> dict[str, Any]:
+    """The part of metrics.json on uncertainty; NaN still in it."""
+    return {
+        "conventions": CONVENTIONS,
+        "classes": _as_dicts(result.table),
+        "calibration": {
+            name: {region: _calibration_json(sums) for region, sums in regions.items()}
+            for name, regions in result.calibration.items()
+        },
+        "ranking": {
+            name: {score: _ranking_json(ranking) for score, ranking in row.items()}
+            for name, row in result.ranking.items()
+        },
+        "rater_dice": _as_dicts(result.rater_dice),
+    }
+
+
+def _as_dicts(table: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
+    return {
+        name: {metric: dataclasses.asdict(value) for metric, value in row.items()}
+        for name, row in table.items()
+    }
+
+
+def _calibration_json(sums: Calibration) -> dict[str, Any]:
+    return {
+        "ece": sums.ece,
+        "brier": sums.brier,
+        "pixels": sums.total,
+        "reliability": {
+            "confidence": sums.confidence,
+            "frequency": sums.frequency,
+            "pixels": sums.pixels,
+        },
+    }
+
+
+def _ranking_json(ranking: Ranking) -> dict[str, Any]:
+    return {
+        "aurc": ranking.aurc,
+        "excess": ranking.excess,
+        "uninformed": ranking.uninformed,
+        "spearman": ranking.spearman,
+        "n_cases": len(ranking.risk),
+    }
+
+
+def format_table(result: Uncertainty) -> str:
+    """A few lines per class: samples, calibration, ranking, raters; what is not there is left out.
+
+    Intervals are those of the mean over cases.
+    """
+    lines = []
+    for name in result.table or result.rater_dice:
+        summaries = result.table.get(name, {})
+        samples = [
+            f"{metric} {_mean(summaries[metric])}"
+            for metric in ("ged", "matched_iou", "max_dice", "sample_dice", "interval_iou")
+            if metric in summaries
+        ]
+        calibration = [
+            f"{region} ECE {sums.ece:.4f} Brier {sums.brier:.4f}"
+            for region, sums in result.calibration.get(name, {}).items()
+        ]
+        ranking = [
+            f"{score} AURC {one.aurc:.4f} (excess {one.excess:.4f}, Spearman {one.spearman:.2f})"
+            for score, one in result.ranking.get(name, {}).items()
+        ]
+        if ranking:
+            uninformed = next(iter(result.ranking[name].values())).uninformed
+            ranking.append(f"uninformed {uninformed:.4f}")
+        means = [one.mean for one in result.rater_dice.get(name, {}).values()]
+        raters = [f"Dice against the majority {min(means):.4f} to {max(means):.4f}"] * bool(means)
+        for title, cells in (
+            ("samples", samples),
+            ("calibration", calibration),
+            ("ranking", ranking),
+            ("raters", raters),
+        ):
+            lines.extend([f"{name}, {title}: {'; '.join(cells)}"] if cells else [])
+    return "\n".join(lines)
+
+
+def _mean(summary: Summary) -> str:
+    return f"{summary.mean:.4f} [{summary.low:.4f}, {summary.high:.4f}]"
