@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     print(scoring.format_table(result))
     if result.unscored:
         print(f"{len(result.unscored)} references have no prediction and were not scored")
-    print(f"wrote metrics.json, per_case.csv and dice.png to {_OUTPUT.value}")
+    print(f"wrote report.html, metrics.json, per_case.csv and dice.png to {_OUTPUT.value}")
 
 
 def _spacing(words: list[str] | None) -> tuple[float, float] | None:

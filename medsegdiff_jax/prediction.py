@@ -77,7 +77,14 @@ def predict(
         results = kind.segment(segmenter, cases, settings, save)
         for result in progress(results, len(cases), "segmenting"):
             files = result.write(folder)
-            run["cases"][result.case_id] = {"files": files, "seconds": round(result.seconds, 4)}
+            # Relative, so that a tree that is moved as a whole keeps its links.
+            here = folder.resolve()
+            inputs = [os.path.relpath(path.resolve(), here) for path in cases[result.case_id]]
+            run["cases"][result.case_id] = {
+                "files": files,
+                "inputs": inputs,
+                "seconds": round(result.seconds, 4),
+            }
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
     finally:

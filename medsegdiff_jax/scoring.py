@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import fusion, imaging, report, volumes
+from medsegdiff_jax import fusion, html_report, imaging, report, volumes, worst_cases
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
 from medsegdiff_jax.progress import progress
@@ -29,6 +29,7 @@ CONVENTIONS = {
     "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples",
     "raters": "several references per case are fused to their majority",
 }
+_DICE_ALT = "Plot: Dice of every case as a point, quartiles of each class as a box"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,16 @@ class Evaluation:
       table: summary per class and metric.
       unscored: references without a prediction.
       spacing: height and width of a pixel, which HD95 is measured in; for volumes, words.
+      run: what was scored: the folder of predictions and how they were made.
+      worst: pictures of the cases with the lowest Dice.
     """
 
     scores: list[CaseScore]
     table: dict[str, dict[str, Summary]]
     unscored: list[str]
     spacing: list[float] | str
+    run: dict[str, Any]
+    worst: list[html_report.Figure]
 
 
 def evaluate(
@@ -68,7 +73,7 @@ def evaluate(
       InputError: a missing, unreadable or misfitting file, or an unknown policy.
     """
     folder = Path(predictions)
-    task, files = _read_run(folder)
+    run, task, files = _read_run(folder)
     if task.modalities and spacing is not None:
         raise InputError("--spacing: is for pictures; the files of volumes say their own")
     raters = _find_references(Path(references), task)
@@ -85,15 +90,22 @@ def evaluate(
     known = {stem for masks in raters for stem in masks}
     unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
     table = aggregate.table(scores, policy)
-    return Evaluation(scores, table, sorted(known - set(files)), unit)
+    worst = [
+        _picture(score, policy, folder, run, raters, task)
+        for score in worst_cases.choose(scores, policy)
+    ]
+    made = {key: run[key] for key in ("checkpoint", "checkpoint_sha256", "sampling") if key in run}
+    described = {"predictions": str(folder), **made}
+    return Evaluation(scores, table, sorted(known - set(files)), unit, described, worst)
 
 
 def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> None:
-    """Writes metrics.json, per_case.csv and dice.png to `output`."""
+    """Writes metrics.json, per_case.csv, dice.png and report.html to `output`."""
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
         "version": __version__,
+        "run": evaluation.run,
         "spacing": evaluation.spacing,
         "empty_mask_policy": policy,
         "conventions": CONVENTIONS,
@@ -121,6 +133,10 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         folder / "dice.png", {name: np.array(values) for name, values in per_class.items()}
     )
     report.write_json(folder / "metrics.json", summary)
+    plots = [html_report.Figure("Dice", folder / "dice.png", _DICE_ALT)]
+    html_report.write(
+        folder / "report.html", summary, rows, plots, evaluation.worst, worst_cases.LEGEND
+    )
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -137,8 +153,8 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _read_run(folder: Path) -> tuple[Task, dict[str, str]]:
-    """The task, and case -> mask file, of a folder of predictions."""
+def _read_run(folder: Path) -> tuple[dict[str, Any], Task, dict[str, str]]:
+    """run.json of a folder of predictions, its task, and case -> mask file."""
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text())
@@ -152,7 +168,32 @@ def _read_run(folder: Path) -> tuple[Task, dict[str, str]]:
         raise InputError(f"{path}: is not the run.json of a run that saved masks") from error
     if not files:
         raise InputError(f"{path}: lists no finished case")
-    return task, files
+    return run, task, files
+
+
+def _picture(
+    score: CaseScore,
+    policy: str,
+    folder: Path,
+    run: dict[str, Any],
+    raters: list[dict[str, Path]],
+    task: Task,
+) -> html_report.Figure:
+    """A scored case with its image, if that is still where run.json says."""
+    entry = run["cases"][score.case]
+    read = _read_volume if task.modalities else _read_picture
+    prediction, grid = read(folder / entry["files"]["mask"])
+    return worst_cases.picture(
+        score,
+        policy,
+        prediction,
+        _reference(score.case, raters, task, prediction.shape, grid),
+        task,
+        grid,
+        run.get("config", {}).get("data", {}).get("plane", "axial"),
+        [folder / name for name in entry.get("inputs", ())],
+        folder / entry["files"]["overlay"] if "overlay" in entry["files"] else None,
+    )
 
 
 def _find_references(root: Path, task: Task) -> list[dict[str, Path]]:
