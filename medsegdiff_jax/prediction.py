@@ -95,7 +95,7 @@ def predict(
         results = kind.segment(segmenter, left, settings, save)
         for result in progress(results, len(left), "segmenting"):
             run["cases"][result.case_id] = {
-                "input": [str(path.resolve()) for path in cases[result.case_id]],
+                "inputs": _relative(cases[result.case_id], folder),
                 "files": result.write(folder),
                 "seconds": round(result.seconds, 4),
             }
@@ -145,7 +145,7 @@ def finished(
 def _is_up_to_date(
     entry: Mapping[str, Any], folder: Path, paths: Sequence[Path], save: Sequence[str]
 ) -> bool:
-    if entry.get("input") != [str(path.resolve()) for path in paths]:
+    if entry.get("inputs") != _relative(paths, folder):
         return False
     files = entry.get("files", {})
     if not set(save) <= files.keys():
@@ -156,6 +156,11 @@ def _is_up_to_date(
         return False
     newest = max(path.stat().st_mtime_ns for path in paths)
     return newest < min(path.stat().st_mtime_ns for path in results)
+
+
+def _relative(paths: Sequence[Path], folder: Path) -> list[str]:
+    """Seen from `folder`, so that a tree that is moved as a whole keeps its links."""
+    return [os.path.relpath(path.resolve(), folder.resolve()) for path in paths]
 
 
 def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 
 from medsegdiff_jax import (
     fusion,
-    imaging,
+    html_report,
     report,
+    scored_files,
     uncertainty_plots,
     uncertainty_scoring,
-    volumes,
+    worst_cases,
 )
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
@@ -37,6 +38,11 @@ CONVENTIONS = {
     "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples",
     "raters": "several references per case are fused to their majority",
 }
+_ALT = {
+    "dice.png": "Plot: Dice of every case as a point, quartiles of each class as a box",
+    "reliability.png": "Plot: frequency of the reference against the predicted probability",
+    "risk_coverage.png": "Plot: mean error of the most certain cases against their share",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Evaluation:
       unscored: references without a prediction.
       spacing: height and width of a pixel, which HD95 is measured in; for volumes, words.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
+      run: what was scored: the folder of predictions and how they were made.
+      worst: pictures of the cases with the lowest Dice.
     """
 
     scores: list[CaseScore]
@@ -56,6 +64,8 @@ class Evaluation:
     unscored: list[str]
     spacing: list[float] | str
     uncertainty: Uncertainty
+    run: dict[str, Any]
+    worst: list[html_report.Figure]
 
 
 def evaluate(
@@ -78,45 +88,65 @@ def evaluate(
       InputError: a missing, unreadable or misfitting file, or an unknown policy.
     """
     folder = Path(predictions)
-    task, files = _read_run(folder)
+    run, task, files = _read_run(folder)
     if task.modalities and spacing is not None:
         raise InputError("--spacing: is for pictures; the files of volumes say their own")
-    raters = _find_references(Path(references), task)
+    raters = scored_files.find_references(Path(references), task)
     scores: list[CaseScore] = []
     doubts: list[CaseUncertainty] = []
     for case, names in progress(files.items(), len(files), "scoring"):
-        prediction, grid = _read_labels(folder / names["mask"][0], task)
-        rated = _read_references(case, raters, task, prediction.shape, grid)
-        reference = fusion.majority(list(rated.values()), task)
-        members = _read_members(folder, names, task, prediction.shape)
-        case_spacing = grid.spacing if grid else spacing or (1.0, 1.0)
-        for index, class_name in enumerate(task.classes):
-            masks = [class_mask(labels, task, index) for labels in (prediction, reference)]
-            scores.append(aggregate.score_case(case, class_name, *masks, case_spacing))
-            doubt = uncertainty_scoring.score_case(
-                case,
-                class_name,
-                samples=[class_mask(labels, task, index) for labels in members] or None,
-                probability=_read_probability(folder, names, task, index, prediction.shape),
-                raters={name: class_mask(labels, task, index) for name, labels in rated.items()},
-                reference=masks[1],
-                spacing=case_spacing,
-            )
+        for score, doubt in _score_case(case, folder, names, raters, task, spacing):
+            scores.append(score)
             doubts.append(doubt)
     known = {stem for masks in raters.values() for stem in masks}
     unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
     errors = [1 - aggregate.apply_policy(score, policy)["dice"] for score in scores]
+    made = {key: run[key] for key in ("checkpoint", "checkpoint_sha256", "sampling") if key in run}
     return Evaluation(
         scores=scores,
         table=aggregate.table(scores, policy),
         unscored=sorted(known - set(files)),
         spacing=unit,
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy),
+        run={"predictions": str(folder), **made},
+        worst=[
+            _picture(score, policy, folder, run, raters, task)
+            for score in worst_cases.choose(scores, policy)
+        ],
     )
 
 
+def _score_case(
+    case: str,
+    folder: Path,
+    names: dict[str, list[str]],
+    raters: dict[str, dict[str, Path]],
+    task: Task,
+    spacing: Sequence[float] | None,
+) -> Iterator[tuple[CaseScore, CaseUncertainty]]:
+    """The scores of each class of a case; `names` are its files by what they hold."""
+    prediction, grid = scored_files.read_labels(folder / names["mask"][0], task)
+    shape = prediction.shape
+    rated = scored_files.read_references(case, raters, task, shape, grid)
+    reference = fusion.majority(list(rated.values()), task)
+    members = scored_files.read_members(folder, names, task, shape)
+    case_spacing = grid.spacing if grid else spacing or (1.0, 1.0)
+    for index, class_name in enumerate(task.classes):
+        masks = [class_mask(labels, task, index) for labels in (prediction, reference)]
+        doubt = uncertainty_scoring.score_case(
+            case,
+            class_name,
+            samples=[class_mask(labels, task, index) for labels in members] or None,
+            probability=scored_files.read_probability(folder, names, task, index, shape),
+            raters={name: class_mask(labels, task, index) for name, labels in rated.items()},
+            reference=masks[1],
+            spacing=case_spacing,
+        )
+        yield aggregate.score_case(case, class_name, *masks, case_spacing), doubt
+
+
 def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> list[str]:
-    """Writes metrics.json, per_case.csv, dice.png and the plots for which there are data.
+    """Writes report.html, metrics.json, per_case.csv, dice.png and the plots that have data.
 
     Returns:
       names of the files in `output`.
@@ -125,9 +155,10 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
     folder.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
         "version": __version__,
+        "run": evaluation.run,
         "spacing": evaluation.spacing,
         "empty_mask_policy": policy,
-        "conventions": CONVENTIONS,
+        "conventions": CONVENTIONS | (uncertainty_scoring.CONVENTIONS if doubt else {}),
         "references_without_prediction": evaluation.unscored,
         "classes": {
             name: {metric: dataclasses.asdict(value) for metric, value in row.items()}
@@ -148,22 +179,33 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         }
         for score, case in zip(evaluation.scores, doubt.cases, strict=True)
     ]
+    report.write_csv(folder / "per_case.csv", rows)
+    report.write_json(folder / "metrics.json", summary)
+    plots = _write_plots(folder, rows, evaluation.uncertainty)
+    html_report.write(
+        folder / "report.html", summary, rows, plots, evaluation.worst, worst_cases.LEGEND
+    )
+    return ["report.html", "metrics.json", "per_case.csv", *(Path(p.png).name for p in plots)]
+
+
+def _write_plots(
+    folder: Path, rows: Sequence[dict[str, Any]], doubt: Uncertainty
+) -> list[html_report.Figure]:
+    """The plots for which there are data, as files and for the report."""
     per_class: dict[str, list[float]] = {}
     for row in rows:
         per_class.setdefault(row["class"], []).append(row["dice"])
-    report.write_csv(folder / "per_case.csv", rows)
-    report.write_dice_plot(
-        folder / "dice.png", {name: np.array(values) for name, values in per_class.items()}
-    )
-    report.write_json(folder / "metrics.json", summary)
-    written = ["metrics.json", "per_case.csv", "dice.png"]
+    dice = {name: np.array(values) for name, values in per_class.items()}
+    wanted = [("Dice", "dice.png", report.write_dice_plot, dice)]
     if doubt.calibration:
-        uncertainty_plots.write_reliability(folder / "reliability.png", doubt.calibration)
-        written.append("reliability.png")
+        write = uncertainty_plots.write_reliability
+        wanted.append(("Reliability", "reliability.png", write, doubt.calibration))
     if doubt.ranking:
-        uncertainty_plots.write_risk_coverage(folder / "risk_coverage.png", doubt.ranking)
-        written.append("risk_coverage.png")
-    return written
+        write = uncertainty_plots.write_risk_coverage
+        wanted.append(("Risk and coverage", "risk_coverage.png", write, doubt.ranking))
+    for _, name, write, values in wanted:
+        write(folder / name, values)
+    return [html_report.Figure(title, folder / name, _ALT[name]) for title, name, *_ in wanted]
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -180,8 +222,8 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _read_run(folder: Path) -> tuple[Task, dict[str, dict[str, list[str]]]]:
-    """The task, and case -> what was saved -> its files, of a folder of predictions."""
+def _read_run(folder: Path) -> tuple[dict[str, Any], Task, dict[str, dict[str, list[str]]]]:
+    """run.json of a folder of predictions, its task, and case -> what was saved -> its files."""
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text())
@@ -202,123 +244,29 @@ def _read_run(folder: Path) -> tuple[Task, dict[str, dict[str, list[str]]]]:
         raise InputError(f"{path}: is not the run.json of a run that saved masks") from error
     if not masks:
         raise InputError(f"{path}: lists no finished case")
-    return task, files
+    return run, task, files
 
 
-def _find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
-    """Name of each rater -> case -> mask file."""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
-    single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
-    if not folders:
-        # A Decathlon folder may keep the labels of its test cases apart.
-        folders = [root / name for name in single if (root / name).is_dir()] or [root]
-        if not task.exclusive and folders[0].name.startswith("labelsT"):
-            raise InputError(
-                f"{folders[0]}: holds the labels of a dataset, not the overlapping regions that "
-                "the model learnt; write these with python -m data and score against them"
-            )
-        merged: dict[str, Path] = {}
-        for folder in reversed(folders):
-            merged |= _masks_in(folder, task)
-        raters = {"reference": merged}
-    else:
-        raters = {folder.name.removeprefix("masks_"): _masks_in(folder, task) for folder in folders}
-    if not any(raters.values()):
-        raise InputError(f"{root}: holds no mask")
-    return raters
-
-
-def _masks_in(folder: Path, task: Task) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        wanted = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
-        if path.name.startswith(".") or not path.name.lower().endswith(wanted):
-            continue
-        stem = volumes.stem(path) if task.modalities else path.stem
-        if stem in found:
-            raise InputError(f"{folder}: {found[stem].name} and {path.name} share a stem")
-        found[stem] = path
-    return found
-
-
-def _read_labels(
-    path: Path, task: Task, *, foreign: bool = False
-) -> tuple[np.ndarray, volumes.Grid | None]:
-    """Labels of a picture or, with its grid, of a volume.
-
-    Args:
-      path: its file.
-      task: InputError, naming the file, if it holds labels that the task does not know.
-      foreign: not written by sample.py.
-    """
-    labels, grid = (
-        volumes.read_labels(path) if task.modalities else (imaging.read_labels(path), None)
-    )
-    present = np.unique(labels)
-    if foreign and len(task.classes) == 1 and len(present[present != 0]) == 1:
-        # Whether a lone class is written as 1 or 255 is a matter of taste.
-        return np.where(labels != 0, task.label_values[0], 0), grid
-    try:
-        imaging.labels_to_mask(present[None], task)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return labels, grid
-
-
-def _read_references(
-    case: str,
+def _picture(
+    score: CaseScore,
+    policy: str,
+    folder: Path,
+    run: dict[str, Any],
     raters: dict[str, dict[str, Path]],
     task: Task,
-    shape: tuple[int, ...],
-    grid: volumes.Grid | None,
-) -> dict[str, np.ndarray]:
-    """Labels of a case by each rater, in the shape of the prediction."""
-    found = {}
-    for rater, masks in raters.items():
-        if case not in masks:
-            raise InputError(f"{case}: has a prediction but no reference of every rater")
-        labels, own = _read_labels(masks[case], task, foreign=True)
-        _check_shape(masks[case], labels.shape, shape)
-        if grid:
-            volumes.check_grids(grid, own, Path(f"the prediction of {case}"), masks[case])
-        found[rater] = labels
-    return found
-
-
-def _read_members(
-    folder: Path, names: dict[str, list[str]], task: Task, shape: tuple[int, ...]
-) -> list[np.ndarray]:
-    """Labels of every saved member, in the smallest type that holds them; [] without any."""
-    small = np.min_scalar_type(sum(task.label_values))
-    members = []
-    for name in names.get("members", []):
-        labels, _ = _read_labels(folder / name, task)
-        _check_shape(folder / name, labels.shape, shape)
-        members.append(labels.astype(small))
-    return members
-
-
-def _read_probability(
-    folder: Path, names: dict[str, list[str]], task: Task, index: int, shape: tuple[int, ...]
-) -> np.ndarray | None:
-    """Saved probability of the class with this index, float32 in [0, 1]; None without any."""
-    if "probability" not in names:
-        return None
-    if len(names["probability"]) != len(task.classes):
-        raise InputError(f"{folder / 'run.json'}: not one probability for each class")
-    path = folder / names["probability"][index]
-    if task.modalities:
-        probability = np.clip(volumes.read_image([path], 1)[0][..., 0], 0, 1)
-    else:
-        probability = imaging.read_labels(path) / np.float32(255)
-    _check_shape(path, probability.shape, shape)
-    return probability
-
-
-def _check_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if shape != expected:
-        order = 1 if len(shape) == 3 else -1  # pictures are spoken of as width x height
-        sizes = ["x".join(map(str, one[::order])) for one in (shape, expected)]
-        raise InputError(f"{path}: is {sizes[0]}, its prediction {sizes[1]}")
+) -> html_report.Figure:
+    """A scored case with its image, if that is still where run.json says."""
+    entry = run["cases"][score.case]
+    prediction, grid = scored_files.read_labels(folder / entry["files"]["mask"], task)
+    rated = scored_files.read_references(score.case, raters, task, prediction.shape, grid)
+    return worst_cases.picture(
+        score,
+        policy,
+        prediction,
+        fusion.majority(list(rated.values()), task),
+        task,
+        grid,
+        run.get("config", {}).get("data", {}).get("plane", "axial"),
+        [folder / name for name in entry.get("inputs", ())],
+        folder / entry["files"]["overlay"] if "overlay" in entry["files"] else None,
+    )

@@ -33,8 +33,8 @@ CONVENTIONS = {
     "Dice = 1 for two empty masks, whatever the empty-mask policy",
     "ged": "squared generalised energy distance, d = 1 - IoU, all pairs, a mask with itself "
     "included; one rater: its own term is 0",
-    "matched_iou": "mean IoU of the best one-to-one pairing of samples and raters, both repeated to "
-    "their least common multiple (Hungarian)",
+    "matched_iou": "mean IoU of the best one-to-one pairing of samples and raters (Hungarian), both "
+    "repeated to their least common multiple",
     "max_dice": "mean over raters of the best sample's Dice; rises with the number of samples",
     "sample_dice": "mean Dice of pairs of different samples",
     "diversity": "mean 1 - IoU of pairs of different samples",
@@ -43,7 +43,7 @@ CONVENTIONS = {
     "intersection over union of all; falls with the number of samples",
     "volume_variation": "standard deviation (n - 1) of the samples' volumes over their mean",
     "region_entropy": "mean binary entropy in bits over pixels with p >= 0.5 or entropy >= 0.5",
-    "calibration": "foreground probability of each class, as stored in 8 bits, against the fraction "
+    "calibration": "foreground probability of each class, as stored in 8 bits, against the share "
     "of the raters; each rater's pixel is an event, all cases pooled",
     "ece": f"{BINS} equally wide bins of the foreground probability, weighted by pixels",
     "brier": "mean of (p - y)^2 over events",
@@ -191,7 +191,6 @@ def _doubt(score: str, values: Sequence[float]) -> np.ndarray:
 def to_json(result: Uncertainty) -> dict[str, Any]:
     """The part of metrics.json on uncertainty; NaN still in it."""
     return {
-        "conventions": CONVENTIONS,
         "classes": _as_dicts(result.table),
         "calibration": {
             name: {region: _calibration_json(sums) for region, sums in regions.items()}

@@ -4,8 +4,8 @@ from medsegdiff_jax.metrics.calibration import (
     Calibration,
     apply_temperature,
     border_band,
-    measure_calibration,
     fit_temperature,
+    measure_calibration,
 )
 from medsegdiff_jax.metrics.distribution import (
     SetOverlaps,

@@ -1,0 +1,294 @@
+"""`report.html`: what an evaluation found, as one file that needs no other file and no network.
+
+The numbers are those of metrics.json and per_case.csv, rounded for the eye; `data-value` of a cell
+holds them in full. Text from data is escaped, pictures are data URIs, and the template's few lines
+of JavaScript sort and filter the table of cases. The template is `report_template.html`.
+"""
+
+import base64
+import dataclasses
+import datetime
+import html
+import math
+import numbers
+import os
+import string
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from medsegdiff_jax import imaging
+
+UNDEFINED = "\N{EN DASH}"
+_LONGEST_LIST = 20  # entries; longer lists are left to metrics.json
+_NAMES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "n_valid": "n valid",
+    "checkpoint_sha256": "checkpoint SHA-256",
+}
+# Entries of the summary that have a place of their own; all others are listed as further measures.
+_PLACED = (
+    "version",
+    "run",
+    "spacing",
+    "empty_mask_policy",
+    "conventions",
+    "references_without_prediction",
+    "classes",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture in the report.
+
+    Attributes:
+      title: its heading, or the first words below it.
+      png: a PNG file, or its bytes.
+      alt: what it shows, for those who do not see it.
+      caption: more words below it.
+    """
+
+    title: str
+    png: bytes | str | os.PathLike
+    alt: str
+    caption: str = ""
+
+
+def write(
+    path: str | os.PathLike,
+    summary: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    plots: Sequence[Figure],
+    worst: Sequence[Figure],
+    legend: Mapping[str, Sequence[float]],
+) -> None:
+    """Writes the report, all or nothing.
+
+    Args:
+      path: file to write.
+      summary: the content of metrics.json. "classes" holds {class: {metric: a number, or a Summary
+        as a dictionary}}; entries that this module does not know are listed as further measures.
+      rows: those of per_case.csv, all with the same keys, "case" and "class" first.
+      plots: a section each.
+      worst: pictures of the worst cases, worst first; no section without any.
+      legend: what the lines in these mean -> RGB in [0, 255].
+
+    Raises:
+      OSError: a picture cannot be read or the report cannot be written.
+    """
+    sections = [
+        ("Summary", _overview(summary, rows)),
+        ("Scores", _scores(summary["classes"])),
+        *((plot.title, _figure(plot)) for plot in plots),
+        ("Further measures", _further(summary)),
+        ("Worst cases", _gallery(worst, legend)),
+        ("All cases", _cases(rows)),
+        ("Conventions", _definitions(summary["conventions"])),
+    ]
+    sections = [(title, body) for title, body in sections if body]
+    template = resources.files(__package__).joinpath("report_template.html").read_text("utf-8")
+    text = string.Template(template).substitute(
+        title=_text(f"Evaluation of {Path(summary['run']['predictions']).name}"),
+        navigation="".join(
+            f'<li><a href="#section-{number}">{_text(title)}</a></li>'
+            for number, (title, _) in enumerate(sections)
+        ),
+        sections="\n".join(
+            f'<section aria-labelledby="section-{number}">\n'
+            f'<h2 id="section-{number}">{_text(title)}</h2>\n{body}\n</section>'
+            for number, (title, body) in enumerate(sections)
+        ),
+    )
+    with imaging.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What was scored, and how."""
+    policy = summary["empty_mask_policy"]
+    unscored = summary["references_without_prediction"]
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts = {
+        **summary["run"],
+        "cases": len({row["case"] for row in rows}),
+        "classes": list(dict.fromkeys(row["class"] for row in rows)),
+        "references without a prediction": unscored or "none",
+        "spacing": summary["spacing"],
+        "empty masks": f"{policy}: {summary['conventions'][f'empty_{policy}']}",
+        "written": f"{today} by medsegdiff_jax {summary['version']}",
+    }
+    return _definitions(facts)
+
+
+def _scores(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per class and metric."""
+    lines = []
+    for name, metrics in classes.items():
+        for metric, entry in metrics.items():
+            entry = entry if isinstance(entry, Mapping) else {"mean": entry}
+            mean, sd, low, high = (entry.get(key) for key in ("mean", "sd", "low", "high"))
+            digits = _digits([_mean(other.get(metric)) for other in classes.values()])
+            interval = f"{_format(low, digits)} to {_format(high, digits)}"
+            lines.append(
+                f'<tr><th scope="row">{_text(name)}</th><td>{_text(_name(metric))}</td>'
+                f"{_number(mean, digits)}{_number(sd, digits)}"
+                f'<td class="number">{interval if _defined(low) else UNDEFINED}</td>'
+                f"{_number(entry.get('n_valid'))}{_number(entry.get('n_cases'))}</tr>"
+            )
+    counted = ("mean", "standard deviation", "95% interval of the mean", "n valid", "cases")
+    head = "".join(
+        f'<th scope="col"{kind}>{title}</th>'
+        for kind, titles in (("", ("class", "metric")), (' class="number"', counted))
+        for title in titles
+    )
+    caption = "Scores per class over cases; n valid counts the cases whose value is defined."
+    return _table(caption, head, lines)
+
+
+def _mean(entry: Any) -> Any:
+    return entry.get("mean") if isinstance(entry, Mapping) else entry
+
+
+def _further(summary: Mapping[str, Any]) -> str:
+    """Every number of the summary that has no other place; empty without any."""
+    found = list(_leaves({k: v for k, v in summary.items() if k not in _PLACED}))
+    if not found:
+        return ""
+    lines = [
+        f'<tr><th scope="row">{_text(name)}</th><td class="number">{_text(_words(value))}</td></tr>'
+        for name, value in found
+    ]
+    head = '<th scope="col">measure</th><th scope="col" class="number">value</th>'
+    return _table("Further entries of metrics.json.", head, lines)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of whatever is no mapping."""
+    for key, value in tree.items():
+        name = f"{prefix}{_name(key)}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name} / ")
+        else:
+            yield name, value
+
+
+def _cases(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The sortable table of all rows."""
+    digits = {
+        column: _digits([row[column] for row in rows])
+        for column in rows[0]
+        if not any(isinstance(row[column], str) for row in rows)
+    }
+    head = "".join(
+        f'<th scope="col"{_kind(column in digits)}><button type="button">{_text(_name(column))}'
+        "</button></th>"
+        for column in rows[0]
+    )
+    lines = []
+    for row in rows:
+        cells = [
+            _number(value, digits[column]) if column in digits else f"<td>{_text(value)}</td>"
+            for column, value in row.items()
+        ]
+        first = cells[0].replace("<td", '<th scope="row"', 1).removesuffix("</td>") + "</th>"
+        lines.append(f"<tr>{first}{''.join(cells[1:])}</tr>")
+    controls = (
+        '<div class="filter" hidden><label for="filter">Show rows with</label>'
+        '<input id="filter" type="search" autocomplete="off">'
+        '<output id="shown" for="filter"></output></div>'
+    )
+    caption = f"A row per case and class. A heading sorts; {UNDEFINED} is an undefined value."
+    return controls + _table(caption, head, lines, 'id="cases"')
+
+
+def _table(caption: str, head: str, lines: Sequence[str], attributes: str = "") -> str:
+    """A table in a box that scrolls, which the keyboard can reach."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}">'
+        f"<table {attributes}><caption>{_text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
+    )
+
+
+def _gallery(figures: Sequence[Figure], legend: Mapping[str, Sequence[float]]) -> str:
+    if not figures:
+        return ""
+    lines = "".join(
+        f'<li><span style="background:rgb({",".join(str(round(part)) for part in color)})"></span>'
+        f"{_text(name)}</li>"
+        for name, color in legend.items()
+    )
+    pictures = "\n".join(_figure(figure) for figure in figures)
+    text = "Cases in the order of their lowest Dice; each is shown with the class that has it."
+    return f'<p>{text}</p><ul class="legend">{lines}</ul><div class="gallery">{pictures}</div>'
+
+
+def _figure(figure: Figure) -> str:
+    png = figure.png if isinstance(figure.png, bytes) else Path(figure.png).read_bytes()
+    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which comes first
+    caption = f"<strong>{_text(figure.title)}</strong> {_text(figure.caption)}"
+    return (
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" '
+        f'width="{width}" height="{height}" alt="{_text(figure.alt)}">'
+        + (f"<figcaption>{caption}</figcaption></figure>" if figure.caption else "</figure>")
+    )
+
+
+def _definitions(entries: Mapping[str, Any]) -> str:
+    pairs = (
+        f"<dt>{_text(_name(name))}</dt><dd>{_text(_words(value))}</dd>"
+        for name, value in entries.items()
+    )
+    return f"<dl>{''.join(pairs)}</dl>"
+
+
+def _words(value: Any) -> str:
+    """A value as a line of text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) > _LONGEST_LIST:
+            return f"{len(value)} entries, see metrics.json"
+        return ", ".join(_words(part) for part in value)
+    if isinstance(value, float) or value is None:
+        return _format(value, _digits([value]))
+    return str(value)
+
+
+def _number(value: Any, digits: int = 0) -> str:
+    """A cell with a number, which `data-value` holds in full (empty if it is undefined)."""
+    exact = float(value) if _defined(value) else ""
+    return f'<td class="number" data-value="{exact}">{_text(_format(value, digits))}</td>'
+
+
+def _format(value: Any, digits: int) -> str:
+    if not _defined(value):
+        return UNDEFINED
+    return str(value) if isinstance(value, numbers.Integral) else f"{value:.{digits}f}"
+
+
+def _digits(values: Sequence[Any]) -> int:
+    """Decimals of numbers that are compared: 4 for fractions, else 2."""
+    return 4 if all(abs(value) <= 1 for value in values if _defined(value)) else 2
+
+
+def _defined(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _kind(number: bool) -> str:
+    return ' class="number"' if number else ""
+
+
+def _name(key: str) -> str:
+    return _NAMES.get(key, str(key).replace("_", " "))
+
+
+def _text(value: Any) -> str:
+    """Escaped for text and for quoted attributes."""
+    return html.escape(str(value), quote=True)

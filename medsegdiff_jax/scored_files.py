@@ -1,0 +1,150 @@
+"""Reading what is scored: references of every rater, and what sample.py saved of a case."""
+
+from pathlib import Path
+
+import numpy as np
+
+from medsegdiff_jax import imaging, volumes
+from medsegdiff_jax.types import InputError, Task
+
+
+def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
+    """Name of each rater -> case -> mask file.
+
+    Args:
+      root: folder with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or of
+        mask files themselves.
+      task: pictures or volumes, and whether labels or regions.
+
+    Raises:
+      InputError: no such folder, no mask in it, or two masks of one case.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
+    single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
+    if not folders:
+        # A Decathlon folder may keep the labels of its test cases apart.
+        folders = [root / name for name in single if (root / name).is_dir()] or [root]
+        if not task.exclusive and folders[0].name.startswith("labelsT"):
+            raise InputError(
+                f"{folders[0]}: holds the labels of a dataset, not the overlapping regions that "
+                "the model learnt; write these with python -m data and score against them"
+            )
+        merged: dict[str, Path] = {}
+        for folder in reversed(folders):
+            merged |= _masks_in(folder, task)
+        raters = {"reference": merged}
+    else:
+        raters = {folder.name.removeprefix("masks_"): _masks_in(folder, task) for folder in folders}
+    if not any(raters.values()):
+        raise InputError(f"{root}: holds no mask")
+    return raters
+
+
+def _masks_in(folder: Path, task: Task) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        wanted = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
+        if path.name.startswith(".") or not path.name.lower().endswith(wanted):
+            continue
+        stem = volumes.stem(path) if task.modalities else path.stem
+        if stem in found:
+            raise InputError(f"{folder}: {found[stem].name} and {path.name} share a stem")
+        found[stem] = path
+    return found
+
+
+def read_labels(
+    path: Path, task: Task, *, foreign: bool = False
+) -> tuple[np.ndarray, volumes.Grid | None]:
+    """Labels of a picture or, with its grid, of a volume.
+
+    Args:
+      path: its file.
+      task: says which labels there are.
+      foreign: not written by sample.py.
+
+    Raises:
+      InputError: it cannot be read, or holds labels that the task does not know.
+    """
+    labels, grid = (
+        volumes.read_labels(path) if task.modalities else (imaging.read_labels(path), None)
+    )
+    present = np.unique(labels)
+    if foreign and len(task.classes) == 1 and len(present[present != 0]) == 1:
+        # Whether a lone class is written as 1 or 255 is a matter of taste.
+        return np.where(labels != 0, task.label_values[0], 0), grid
+    try:
+        imaging.labels_to_mask(present[None], task)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return labels, grid
+
+
+def read_references(
+    case: str,
+    raters: dict[str, dict[str, Path]],
+    task: Task,
+    shape: tuple[int, ...],
+    grid: volumes.Grid | None,
+) -> dict[str, np.ndarray]:
+    """Labels of a case by each rater, in the shape of the prediction.
+
+    Args:
+      case: its name.
+      raters: from `find_references`.
+      task: says which labels there are.
+      shape: of the prediction.
+      grid: of the prediction; None for a picture.
+
+    Raises:
+      InputError: a rater lacks the case, or a mask does not fit the prediction.
+    """
+    found = {}
+    for rater, masks in raters.items():
+        if case not in masks:
+            raise InputError(f"{case}: has a prediction but no reference of every rater")
+        labels, own = read_labels(masks[case], task, foreign=True)
+        _check_shape(masks[case], labels.shape, shape)
+        if grid:
+            volumes.check_grids(grid, own, Path(f"the prediction of {case}"), masks[case])
+        found[rater] = labels
+    return found
+
+
+def read_members(
+    folder: Path, names: dict[str, list[str]], task: Task, shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Labels of every saved member, in the smallest type that holds them; [] without any."""
+    small = np.min_scalar_type(sum(task.label_values))
+    members = []
+    for name in names.get("members", []):
+        labels, _ = read_labels(folder / name, task)
+        _check_shape(folder / name, labels.shape, shape)
+        members.append(labels.astype(small))
+    return members
+
+
+def read_probability(
+    folder: Path, names: dict[str, list[str]], task: Task, index: int, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Saved probability of the class with this index, float32 in [0, 1]; None without any."""
+    if "probability" not in names:
+        return None
+    if len(names["probability"]) != len(task.classes):
+        raise InputError(f"{folder / 'run.json'}: not one probability for each class")
+    path = folder / names["probability"][index]
+    if task.modalities:
+        probability = np.clip(volumes.read_image([path], 1)[0][..., 0], 0, 1)
+    else:
+        probability = imaging.read_labels(path) / np.float32(255)
+    _check_shape(path, probability.shape, shape)
+    return probability
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        order = 1 if len(shape) == 3 else -1  # pictures are spoken of as width x height
+        sizes = ["x".join(map(str, one[::order])) for one in (shape, expected)]
+        raise InputError(f"{path}: is {sizes[0]}, its prediction {sizes[1]}")
