@@ -14,7 +14,7 @@ import numbers
 import os
 import string
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,12 @@ _NAMES = {
     "hd95": "HD95",
     "n_valid": "n valid",
     "checkpoint_sha256": "checkpoint SHA-256",
+    "ged": "GED",
+    "matched_iou": "matched IoU",
+    "ece": "ECE",
+    "aurc": "AURC",
 }
-# Entries of the summary that have a place of their own; all others are listed as further measures.
-_PLACED = (
-    "version",
-    "run",
-    "spacing",
-    "empty_mask_policy",
-    "conventions",
-    "references_without_prediction",
-    "classes",
-)
+_CAPTION = "Scores per class over cases; n valid counts the cases whose value is defined."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +66,9 @@ def write(
 
     Args:
       path: file to write.
-      summary: the content of metrics.json. "classes" holds {class: {metric: a number, or a Summary
-        as a dictionary}}; entries that this module does not know are listed as further measures.
+      summary: the content of metrics.json: "version", "run", "spacing", "empty_mask_policy",
+        "conventions", "references_without_prediction", "classes" and, if anything of it was saved,
+        "uncertainty".
       rows: those of per_case.csv, all with the same keys, "case" and "class" first.
       plots: a section each.
       worst: pictures of the worst cases, worst first; no section without any.
@@ -83,9 +79,9 @@ def write(
     """
     sections = [
         ("Summary", _overview(summary, rows)),
-        ("Scores", _scores(summary["classes"])),
+        ("Scores", _scores(summary["classes"], _CAPTION)),
         *((plot.title, _figure(plot)) for plot in plots),
-        ("Further measures", _further(summary)),
+        ("Uncertainty", _uncertainty(summary["uncertainty"]) if "uncertainty" in summary else ""),
         ("Worst cases", _gallery(worst, legend)),
         ("All cases", _cases(rows)),
         ("Conventions", _definitions(summary["conventions"])),
@@ -125,56 +121,57 @@ def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return _definitions(facts)
 
 
-def _scores(classes: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row per class and metric."""
+def _scores(classes: Mapping[str, Mapping[str, Any]], caption: str) -> str:
+    """A row per class and metric, of Summaries as dictionaries; empty without any."""
     lines = []
     for name, metrics in classes.items():
         for metric, entry in metrics.items():
-            entry = entry if isinstance(entry, Mapping) else {"mean": entry}
-            mean, sd, low, high = (entry.get(key) for key in ("mean", "sd", "low", "high"))
-            digits = _digits([_mean(other.get(metric)) for other in classes.values()])
+            mean, sd, low, high = (entry[key] for key in ("mean", "sd", "low", "high"))
+            digits = _digits([other[metric]["mean"] for other in classes.values()])
             interval = f"{_format(low, digits)} to {_format(high, digits)}"
             lines.append(
                 f'<tr><th scope="row">{_text(name)}</th><td>{_text(_name(metric))}</td>'
                 f"{_number(mean, digits)}{_number(sd, digits)}"
                 f'<td class="number">{interval if _defined(low) else UNDEFINED}</td>'
-                f"{_number(entry.get('n_valid'))}{_number(entry.get('n_cases'))}</tr>"
+                f"{_number(entry['n_valid'])}{_number(entry['n_cases'])}</tr>"
             )
     counted = ("mean", "standard deviation", "95% interval of the mean", "n valid", "cases")
-    head = "".join(
-        f'<th scope="col"{kind}>{title}</th>'
-        for kind, titles in (("", ("class", "metric")), (' class="number"', counted))
+    return _table(caption, _head(("class", "metric"), counted), lines) if lines else ""
+
+
+def _nested(classes: Mapping[str, Mapping[str, Any]], kind: str, caption: str) -> str:
+    """A row per class and entry with the numbers of each entry; empty without any."""
+    entries = [(name, key, one) for name, row in classes.items() for key, one in row.items()]
+    if not entries:
+        return ""
+    columns = [key for key, value in entries[0][2].items() if not isinstance(value, Mapping)]
+    lines = [
+        f'<tr><th scope="row">{_text(name)}</th><td>{_text(_name(key))}</td>'
+        + "".join(_number(one[column], 4) for column in columns)
+        + "</tr>"
+        for name, key, one in entries
+    ]
+    return _table(caption, _head(("class", kind), [_name(c) for c in columns]), lines)
+
+
+def _head(words: Sequence[str], numbers: Sequence[str]) -> str:
+    """Headings of columns of words, then of numbers."""
+    return "".join(
+        f'<th scope="col"{kind}>{_text(title)}</th>'
+        for kind, titles in (("", words), (' class="number"', numbers))
         for title in titles
     )
-    caption = "Scores per class over cases; n valid counts the cases whose value is defined."
-    return _table(caption, head, lines)
 
 
-def _mean(entry: Any) -> Any:
-    return entry.get("mean") if isinstance(entry, Mapping) else entry
-
-
-def _further(summary: Mapping[str, Any]) -> str:
-    """Every number of the summary that has no other place; empty without any."""
-    found = list(_leaves({k: v for k, v in summary.items() if k not in _PLACED}))
-    if not found:
-        return ""
-    lines = [
-        f'<tr><th scope="row">{_text(name)}</th><td class="number">{_text(_words(value))}</td></tr>'
-        for name, value in found
-    ]
-    head = '<th scope="col">measure</th><th scope="col" class="number">value</th>'
-    return _table("Further entries of metrics.json.", head, lines)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of whatever is no mapping."""
-    for key, value in tree.items():
-        name = f"{prefix}{_name(key)}"
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{name} / ")
-        else:
-            yield name, value
+def _uncertainty(found: Mapping[str, Any]) -> str:
+    """What members, probabilities and raters say, as far as there are any."""
+    tables = (
+        _scores(found["classes"], "Samples against every rater, and against each other."),
+        _scores(found["rater_dice"], "Dice of each rater against the majority of all."),
+        _nested(found["calibration"], "pixels", "Probabilities against the raters."),
+        _nested(found["ranking"], "score", "How well a score of doubt ranks the errors of cases."),
+    )
+    return "\n".join(table for table in tables if table)
 
 
 def _cases(rows: Sequence[Mapping[str, Any]]) -> str:

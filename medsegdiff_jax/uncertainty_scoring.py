@@ -33,7 +33,7 @@ CONVENTIONS = {
     "Dice = 1 for two empty masks, whatever the empty-mask policy",
     "ged": "squared generalised energy distance, d = 1 - IoU, all pairs, a mask with itself "
     "included; one rater: its own term is 0",
-    "matched_iou": "mean IoU of the best one-to-one pairing of samples and raters (Hungarian), both "
+    "matched_iou": "mean IoU of the best pairing of samples and raters (Hungarian); both are "
     "repeated to their least common multiple",
     "max_dice": "mean over raters of the best sample's Dice; rises with the number of samples",
     "sample_dice": "mean Dice of pairs of different samples",

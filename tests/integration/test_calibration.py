@@ -1,0 +1,48 @@
+"""calibrate.py: a temperature that is fitted, kept with the checkpoint, exported and used."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from medsegdiff_jax import export
+from medsegdiff_jax.metrics.calibration import apply_temperature
+from medsegdiff_jax.segmenter import Segmenter
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of the trained workdir."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_a_temperature_is_kept_used_and_exported(workdir, command, disc_folder, tmp_path):
+    said = command("calibrate.py", f"--checkpoint={workdir}").output
+    (step,) = (workdir / "checkpoints").iterdir()
+    stored = json.loads((step / "calibration.json").read_text())
+    assert f"temperature {stored['temperature']:.3f} from 4 validation cases" in said
+    assert stored["temperature"] != 1 and stored["ece"]["after"] < stored["ece"]["before"]
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    calibrated = Segmenter.load(workdir)
+    result = calibrated(image, case_ids=["a"])
+    assert calibrated.temperature == stored["temperature"]
+    calibrated.temperature = 1.0
+    plain = calibrated(image, case_ids=["a"])
+    expected = apply_temperature(plain.probability, stored["temperature"])
+    np.testing.assert_allclose(result.probability, expected, atol=1e-5)
+    np.testing.assert_array_equal(result.mask, plain.mask)
+    voted = calibrated(image, case_ids=["a"], fusion="vote")
+    assert set(np.unique(voted.probability)) <= {0, 0.5, 1}  # shares of two votes stay
+    export.export(workdir, tmp_path / "exported")
+    assert Segmenter.load(tmp_path / "exported").temperature == stored["temperature"]
+    assert "is exported" in command("calibrate.py", f"--checkpoint={tmp_path / 'exported'}").refusal
+
+
+def test_a_calibrated_checkpoint_resumes(workdir, command, train):
+    command("calibrate.py", f"--checkpoint={workdir}", "--members=1", "--steps=1")
+    assert "resuming at step 60" in train(workdir, "--config.num_steps=61").stderr
+
+
+def test_where_there_is_no_model_one_line_says_so(command, tmp_path):
+    assert "no such folder" in command("calibrate.py", f"--checkpoint={tmp_path / 'x'}").refusal
