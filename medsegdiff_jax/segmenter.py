@@ -224,15 +224,13 @@ class Segmenter:
             samples, paths = jax.device_get(running)
             samples = samples[:, : len(batch.cases)]
             fused = fusion.fuse(samples, self.task, settings.fusion)
-            if settings.fusion == "mean" and self.temperature != 1:
-                fused = apply_temperature(
-                    fused, self.temperature, exclusive=self.task.one_hot
-                ).astype(np.float32)
             doubt = fusion.uncertainty(samples, self.task)
             ended = time.perf_counter()
             seconds, began = (ended - began) / len(batch.cases), ended
             for index, (case_id, image) in enumerate(batch.cases):
                 result = self._restore(case_id, image, fused[index], doubt[index], seconds)
+                if settings.fusion == "mean" and self.temperature != 1:
+                    result = self._calibrated(result)
                 if keep_members:
                     members = self._all_labels(samples[:, index], image.shape[:2])
                     result = dataclasses.replace(result, members=members)
@@ -311,6 +309,13 @@ class Segmenter:
             path=None,
             seconds=seconds,
         )
+
+    def _calibrated(self, result: CaseResult) -> CaseResult:
+        """With the probability that the checkpoint's temperature makes of it; the mask stays."""
+        probability = apply_temperature(
+            result.probability, self.temperature, exclusive=self.task.one_hot
+        )
+        return dataclasses.replace(result, probability=probability.astype(np.float32))
 
     def _all_labels(self, members: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Samples [n, S, S, K] -> label ids [n, H, W]."""

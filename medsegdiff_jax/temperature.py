@@ -1,7 +1,7 @@
 """Temperature scaling of a trained model (Guo et al. 2017): fitted on validation cases, then kept.
 
 The fused probability p of an ensemble becomes sigmoid(logit(p) / T), or the like of a softmax. That
-changes no decision, only how sure the probabilities sound. T is fitted near the borders of the
+changes no mask, only how sure the probabilities sound. T is fitted near the borders of the
 references, since elsewhere almost everything is certain and right.
 """
 
