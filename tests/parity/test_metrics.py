@@ -65,3 +65,13 @@ def test_generalized_energy_distance(i):
     samples, raters = GED[f"ged/{i:03d}/samples"], GED[f"ged/{i:03d}/raters"]
     got = metrics.generalized_energy_distance(samples, raters)
     assert got == pytest.approx(GED["ged/v_iou"][i], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "i", [pytest.param(i, id=str(name)) for i, name in enumerate(GED["ged_names"])]
+)
+def test_matched_iou_and_maximum_dice(i):
+    samples, raters = GED[f"ged/{i:03d}/samples"], GED[f"ged/{i:03d}/raters"]
+    overlaps = metrics.set_overlaps(samples, raters)
+    assert overlaps.matched_iou == pytest.approx(GED["ged/hm_iou"][i], abs=1e-12)
+    assert overlaps.max_dice == pytest.approx(GED["ged/dmax"][i], abs=1e-12)
