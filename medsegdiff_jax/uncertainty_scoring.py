@@ -235,40 +235,51 @@ def _ranking_json(ranking: Ranking) -> dict[str, Any]:
 
 
 def format_table(result: Uncertainty) -> str:
-    """A few lines per class: samples, calibration, ranking, raters; what is not there is left out.
+    """Up to three small tables with a line per class; what was not saved is left out.
 
-    Intervals are those of the mean over cases.
+    Of members the means over cases (their intervals are in metrics.json), then calibration, then
+    the AURC by each score between that of the best order and that of none.
     """
-    lines = []
-    for name in result.table or result.rater_dice:
-        summaries = result.table.get(name, {})
-        samples = [
-            f"{metric} {_mean(summaries[metric])}"
-            for metric in ("ged", "matched_iou", "max_dice", "sample_dice", "interval_iou")
-            if metric in summaries
-        ]
-        calibration = [
-            f"{region} ECE {sums.ece:.4f} Brier {sums.brier:.4f}"
-            for region, sums in result.calibration.get(name, {}).items()
-        ]
-        ranking = [
-            f"{score} AURC {one.aurc:.4f} (excess {one.excess:.4f}, Spearman {one.spearman:.2f})"
-            for score, one in result.ranking.get(name, {}).items()
-        ]
-        if ranking:
-            uninformed = next(iter(result.ranking[name].values())).uninformed
-            ranking.append(f"uninformed {uninformed:.4f}")
-        means = [one.mean for one in result.rater_dice.get(name, {}).values()]
-        raters = [f"Dice against the majority {min(means):.4f} to {max(means):.4f}"] * bool(means)
-        for title, cells in (
-            ("samples", samples),
-            ("calibration", calibration),
-            ("ranking", ranking),
-            ("raters", raters),
-        ):
-            lines.extend([f"{name}, {title}: {'; '.join(cells)}"] if cells else [])
-    return "\n".join(lines)
+    names = list(result.table or result.rater_dice)
+    blocks = [_member_cells, _calibration_cells, _ranking_cells]
+    return "\n".join(
+        text for cells in blocks if (text := _block({name: cells(result, name) for name in names}))
+    )
 
 
-def _mean(summary: Summary) -> str:
-    return f"{summary.mean:.4f} [{summary.low:.4f}, {summary.high:.4f}]"
+def _member_cells(result: Uncertainty, name: str) -> dict[str, str]:
+    row = result.table.get(name, {})
+    shown = [metric for metric in SAMPLE_METRICS if metric in row]
+    cells = {metric: f"{row[metric].mean:.4f}" for metric in shown}
+    means = [one.mean for one in result.rater_dice.get(name, {}).values()]
+    return cells | ({"dice_of_raters": f"{min(means):.4f}..{max(means):.4f}"} if means else {})
+
+
+def _calibration_cells(result: Uncertainty, name: str) -> dict[str, str]:
+    regions = result.calibration.get(name, {}).items()
+    return {
+        f"{score} ({region})": f"{getattr(sums, score):.4f}"
+        for score in ("ece", "brier")
+        for region, sums in regions
+    }
+
+
+def _ranking_cells(result: Uncertainty, name: str) -> dict[str, str]:
+    row = result.ranking.get(name, {})
+    if not row:
+        return {}
+    cells = {f"aurc ({score})": f"{one.aurc:.4f}" for score, one in row.items()}
+    first = next(iter(row.values()))
+    return {"best": f"{first.aurc - first.excess:.4f}", **cells, "none": f"{first.uninformed:.4f}"}
+
+
+def _block(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """Rows with a header, in columns; "" without any column."""
+    headers = list(dict.fromkeys(header for row in rows.values() for header in row))
+    if not headers:
+        return ""
+    table = [["class", *headers]]
+    table += [[name, *(row.get(header, "") for header in headers)] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = (zip(line, widths, strict=True) for line in table)
+    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in line) for line in lines)

@@ -251,10 +251,14 @@ def test_several_raters_count_by_majority(command, inputs, predicted, tmp_path):
         )
         assert outcome.code == 0, outcome.stderr
         assert ("1 references have no prediction" in outcome.stdout) == (name != "single")
-    tables = {
-        name: (tmp_path / "reports" / name / "per_case.csv").read_text()
-        for name in ("single", "raters", "full")
-    }
-    assert tables["raters"] == tables["single"] != tables["full"]
+    tables = {}
+    for name in ("single", "raters", "full"):
+        with open(tmp_path / "reports" / name / "per_case.csv", newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    for single, raters, full in zip(*tables.values(), strict=True):
+        for metric in ("dice", "iou", "hd95"):
+            assert raters[metric] == single[metric] != full[metric]
+        assert raters["dice_of_a"] == raters["dice_of_b"] == "1.0" and "dice_of_a" not in single
+        assert 0 < float(raters["dice_of_c"]) < 1
     metrics = json.loads((tmp_path / "reports" / "raters" / "metrics.json").read_text())
     assert metrics["references_without_prediction"] == ["unseen"]

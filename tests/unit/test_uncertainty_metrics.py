@@ -178,7 +178,17 @@ def test_scores_of_cases_are_collected_and_become_json(tmp_path):
     stored = json.loads((tmp_path / "x.json").read_text())
     assert stored["calibration"]["lesion"]["image"]["pixels"] == 64
     assert stored["ranking"]["lesion"]["sample_dice"]["spearman"] is None
-    assert "ged 0.0000" in uncertainty_scoring.format_table(found)
+    samples, calibration, ranking = uncertainty_scoring.format_table(found).split("class ")[1:]
+    assert samples.split()[0] == "ged" and "lesion  0.0000" in samples
+    assert "ece (border)" in calibration and ranking.split()[0] == "best"
+    assert ranking.splitlines()[1].split() == [
+        "lesion",
+        "0.1500",
+        "0.2000",
+        "0.2000",
+        "0.2500",
+        "0.2000",
+    ]
 
 
 def test_without_members_probabilities_or_raters_there_is_nothing_to_report():
