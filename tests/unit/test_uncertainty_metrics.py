@@ -204,3 +204,34 @@ def test_without_members_probabilities_or_raters_there_is_nothing_to_report():
     )
     found = uncertainty_scoring.collect([alone], [0.0], "strict")
     assert not found and not found.calibration and not found.ranking
+
+
+def test_less_agreement_is_more_doubt_and_empty_raters_follow_the_policy():
+    empty, full = np.zeros((2, 4, 8)), np.ones((2, 4, 8))
+    samples = {"agree": halves(4, 4), "differ": halves(2, 6)}
+    cases = [
+        uncertainty_scoring.score_case(
+            name,
+            "lesion",
+            samples=masks,
+            probability=None,
+            raters={"x": marks[0], "y": marks[1]},
+            reference=marks[0],
+            spacing=(1.0, 1.0),
+        )
+        for (name, masks), marks in zip(samples.items(), (empty, full), strict=True)
+    ]
+    strict = uncertainty_scoring.collect(cases, [0.1, 0.7], "strict")
+    for score in ("sample_dice", "volume_variation"):
+        assert strict.ranking["lesion"][score].spearman == pytest.approx(1)
+        assert strict.ranking["lesion"][score].excess == 0
+    found = strict.rater_dice["lesion"]["x"]
+    assert found.mean == 1 and found.n_valid == 2
+    ignored = uncertainty_scoring.collect(cases, [0.1, 0.7], "ignore")
+    assert ignored.rater_dice["lesion"]["x"].n_valid == 1
+
+
+def test_the_interval_of_forty_samples_leaves_one_out_at_each_end():
+    samples = halves(0, *[4] * 38, 8)
+    assert distribution.set_overlaps(samples, halves(4)).interval_iou == 1
+    assert distribution.set_overlaps(samples[:-1], halves(4)).interval_iou == 0
