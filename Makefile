@@ -10,6 +10,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Compiled programs are kept here, so the test processes and the commands they start share them.
+# Tests compile for longer than they run, hence the lowest optimization level below.
 COMPILED := $(CURDIR)/.pytest_cache/jax
 
 .DEFAULT_GOAL := help
@@ -49,6 +50,7 @@ test: $(VENV)/installed  ## run every test on the CPU
 	mkdir -p $(COMPILED)
 	JAX_PLATFORMS=cpu MPLBACKEND=agg JAX_COMPILATION_CACHE_DIR=$(COMPILED) \
 	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
+	  XLA_FLAGS=--xla_backend_optimization_level=0 \
 	  $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/installed  ## check style and formatting

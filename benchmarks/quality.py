@@ -182,7 +182,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
 def table(rows: list[dict[str, Any]], models: list[str]) -> str:
     """Markdown: a line per dataset and model, seeds averaged, compared with the first model."""
     head = ["data", "model", "seeds", *(title for _, title, _ in METRICS)]
-    head += [f"Dice minus {models[0]}", "GED", "ECE", "M parameters", "GFLOP", "s per case"]
+    head += [f"Dice minus {models[0]}", "GED", "border ECE", "M parameters", "GFLOP", "s per case"]
     lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         of_data = [row for row in rows if row["dataset"] == dataset]
@@ -214,8 +214,8 @@ def _line(dataset: str, model: str, group: list[dict[str, Any]], first: dict[str
         both = (np.array([which[case] for case in shared]) for which in (own, first))
         mean, low, high = paired_difference(*both)
         cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
-    for path in (("uncertainty", "ged"), ("uncertainty", "ece")):
-        values = [value for row in group if (value := _find(row["scores"], path)) is not None]
+    for part, keys in (("classes", ("ged", "mean")), ("calibration", ("border", "ece"))):
+        values = [value for row in group if (value := _doubt(row, part, keys)) is not None]
         cells.append(f"{np.mean(values):.4f}" if values else "")
     one = group[0]
     cells += [f"{one['cost']['parameters']:.2f}", f"{_gflop(one):.1f}"]
@@ -228,10 +228,11 @@ def _all_classes(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     return classes.get("all classes") or next(iter(classes.values()))
 
 
-def _find(tree: Any, path: tuple[str, ...]) -> float | None:
-    for key in path:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
+def _doubt(row: dict[str, Any], part: str, keys: tuple[str, str]) -> float | None:
+    """A score of uncertainty, averaged over classes; None where members were not compared."""
+    classes = row["scores"].get("uncertainty", {}).get(part, {})
+    values = [scores[keys[0]][keys[1]] for scores in classes.values() if keys[0] in scores]
+    return float(np.mean(values)) if values else None
 
 
 def _gflop(row: dict[str, Any]) -> float:

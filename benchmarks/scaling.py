@@ -54,9 +54,7 @@ def measure(devices: int) -> dict[str, Any]:
     Raises:
       InputError: the measured program failed.
     """
-    kept = os.environ.get("XLA_FLAGS", "")
-    fake = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{kept} {fake}".strip()}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     report = Path(f"{_OUTPUT.value or 'scaling'}.{devices}.partial")
     command = [
         *(sys.executable, "-m", "benchmarks.throughput", f"--config={_CONFIG.value}"),

@@ -128,8 +128,8 @@ def _model(size: str) -> ConfigDict:
     model.remat = False  # recompute activations backwards: slower, less memory
     if size == "tiny":
         model.condition_widths = model.widths = (8, 16)
-        model.update(semantic_features=16, semantic_blocks=2, semantic_patch=4)
-        model.update(filter_features=4, filter_blocks=2)
+        model.update(semantic_features=16, semantic_blocks=1, semantic_patch=4)
+        model.update(filter_features=4, filter_blocks=1)
     if size == "paper":
         model.condition_widths = model.widths = (64, 128, 256, 256, 512)
         model.update(semantic_features=256, filter_features=32, dtype="bfloat16")

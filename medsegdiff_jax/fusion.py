@@ -227,6 +227,8 @@ def _staple_em(
         log_says_zero = _log(miss) - _log(specificity)
         log_odds = prior_log_odds + log_says_one @ votes + log_says_zero @ (1 - votes)
         weight, other = expit(log_odds), expit(-log_odds)
+        # Sums in another order can round a rate of 1 upwards.
+        sensitivity, specificity = np.minimum(sensitivity, 1), np.minimum(specificity, 1)
         current = np.stack([sensitivity, specificity])
         moving = (np.abs(current - previous) >= _STAPLE_TOLERANCE).any()
         previous = current

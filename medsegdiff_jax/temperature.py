@@ -16,6 +16,7 @@ from medsegdiff_jax import imaging, input_pipeline
 from medsegdiff_jax.checkpoint import CALIBRATION, load_model
 from medsegdiff_jax.fusion import majority
 from medsegdiff_jax.metrics.calibration import (
+    BORDER_PIXELS,
     apply_temperature,
     border_band,
     fit_temperature,
@@ -25,7 +26,6 @@ from medsegdiff_jax.progress import progress
 from medsegdiff_jax.segmenter import Segmenter
 from medsegdiff_jax.types import InputError
 
-BORDER_PIXELS = 5  # of the network's size
 MAX_CASES = 200  # evenly spread over the split
 
 

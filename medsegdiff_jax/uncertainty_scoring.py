@@ -13,7 +13,7 @@ import numpy as np
 from medsegdiff_jax import metrics
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import Summary
-from medsegdiff_jax.metrics.calibration import BINS, Calibration
+from medsegdiff_jax.metrics.calibration import BINS, BORDER_PIXELS, Calibration
 from medsegdiff_jax.metrics.ranking import Ranking
 
 SAMPLE_METRICS = {
@@ -26,7 +26,6 @@ SAMPLE_METRICS = {
     "volume_variation": "volume_variation",
 }
 RANKED = ("sample_dice", "volume_variation", "region_entropy")
-BORDER_PIXELS = 5
 
 CONVENTIONS = {
     "samples": "numbers from the members are against every rater's mask, not their majority; IoU = "

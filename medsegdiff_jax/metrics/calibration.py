@@ -29,6 +29,7 @@ from medsegdiff_jax.metrics.overlap import check_mask
 from medsegdiff_jax.types import InputError
 
 BINS = 15
+BORDER_PIXELS = 5  # how far the border band reaches, in pixel sizes
 TEMPERATURES = (0.01, 100.0)
 
 _CLIP = 1e-6  # probabilities stay this far from 0 and 1 where their logit is taken

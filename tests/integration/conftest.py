@@ -41,7 +41,21 @@ def disc_folder(tmp_path_factory):
 @pytest.fixture
 def tiny_config(disc_folder, tmp_path_factory):
     """A config that trains the tiny model on the discs; each test gets its own copy."""
-    config = folder.get_config("default,tiny")
+    config = disc_config("default,tiny", disc_folder, tmp_path_factory)
+    config.validation.update(members=2, steps=2)
+    config.sampling.update(members=2, steps=2)
+    return config
+
+
+@pytest.fixture
+def unet_config(disc_folder, tmp_path_factory):
+    """The same for the tiny UNet, which compiles in a quarter of the time."""
+    return disc_config("unet,tiny", disc_folder, tmp_path_factory)
+
+
+def disc_config(name, disc_folder, tmp_path_factory):
+    """Three steps of a model on the discs."""
+    config = folder.get_config(name)
     config.data.path = str(disc_folder)
     config.data.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
     config.data.image_size = 16
@@ -52,8 +66,7 @@ def tiny_config(disc_folder, tmp_path_factory):
     config.checkpoint_every_steps = 100
     config.optim.schedule = "constant"
     config.optim.warmup_steps = 1
-    config.validation.update(members=2, steps=2, batch_size=8)
-    config.sampling.update(members=2, steps=2, batch_size=8)
+    config.validation.batch_size = config.sampling.batch_size = 8
     return config
 
 

@@ -33,10 +33,7 @@ print(json.dumps({"parameters": parameters} | {k: v["collectives"] for k, v in r
 def collectives():
     """Kind -> count and bytes of the programs "train", "segment", "sharded" (training state on
     four devices) and "alone" (a single case); and the parameters."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

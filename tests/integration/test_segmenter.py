@@ -213,10 +213,7 @@ np.savez(sys.argv[3], **vars(result), alone=alone.probability)
 
 def test_eight_devices_without_tensorflow_agree_with_one(segmenter, trained, discs, tmp_path):
     np.save(tmp_path / "images.npy", discs)
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     arguments = [trained, tmp_path / "images.npy", tmp_path / "result.npz"]
     subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES, *map(str, arguments)],

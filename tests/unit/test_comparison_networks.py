@@ -19,15 +19,9 @@ SIZE = 16
 COMPARISON = sorted(set(networks.NETWORKS) - {"medsegdiff_v2", "unet"})
 
 
-# Compiling takes longer than running here.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def build(name, task=BINARY):
-    """The tiny network with this name; a second transformer block would test nothing new."""
-    config = base.get_config(f"{name},tiny").model
-    config.semantic_blocks = 1
-    return networks.build(config, task, SIZE)
+    """The tiny network with this name."""
+    return networks.build(base.get_config(f"{name},tiny").model, task, SIZE)
 
 
 def inputs(task=BINARY):
@@ -51,7 +45,7 @@ def randomized(name):
     """The tiny network, random parameters, and the whole network as one compiled function."""
     model = build(name)
     params = random_like(jax.eval_shape(model.init, jax.random.key(0), *inputs())["params"])
-    return model, params, compiled(lambda params, *args: model.apply({"params": params}, *args))
+    return model, params, jax.jit(lambda params, *args: model.apply({"params": params}, *args))
 
 
 # --- interface --------------------------------------------------------------------------------
@@ -75,7 +69,7 @@ def test_encode_once_equals_recompute_and_scalar_step_equals_vector_step(name):
     image, x_t, _ = inputs()
     together, _ = network(params, image, x_t, jnp.full((3,), 300))
 
-    @compiled
+    @jax.jit
     def apart(t):
         condition = model.apply({"params": params}, image, method="encode")
         return model.apply({"params": params}, x_t, t, condition, method="denoise")
@@ -93,7 +87,7 @@ def test_every_parameter_gets_a_gradient_and_bfloat16_stays_finite(name):
         answer = output if model.generative else condition.logits
         return jnp.sum(jnp.sin(answer)), answer
 
-    gradients, answer = compiled(jax.grad(loss, has_aux=True))(params)
+    gradients, answer = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert answer.dtype == jnp.float32 and bool(jnp.isfinite(answer).all())
     dead = [
         jax.tree_util.keystr(path)
@@ -108,7 +102,7 @@ def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     model, params, _ = randomized(name)
     diffusion = process.build(base.get_config(name).diffusion, BINARY)
     settings = {"steps": 2, "sampler": "ddpm", "member_chunk": 1}
-    segment = compiled(denoiser.make_segment_fn(model, diffusion, **settings))
+    segment = jax.jit(denoiser.make_segment_fn(model, diffusion, **settings))
     image, case = inputs()[0], jnp.arange(3, dtype=jnp.uint32)
     first = np.asarray(segment(params, image, case, np.uint32(0), jnp.arange(1)))
     changed = np.asarray(
@@ -203,7 +197,7 @@ def test_ff_parser_computes_in_float32():
 def test_fusion_is_the_product_of_the_normalised_features_and_the_images():
     of_image, of_mask = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 8))
     fusion = medsegdiff_v1.AttentiveFusion()
-    result, _ = compiled(fusion.init_with_output)(jax.random.key(1), of_image, of_mask)
+    result, _ = jax.jit(fusion.init_with_output)(jax.random.key(1), of_image, of_mask)
 
     def norm(x):
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -232,7 +226,7 @@ def test_an_rrdb_without_its_last_convolutions_is_known():
     params = random_like(jax.eval_shape(block.init, jax.random.key(1), x)["params"])
     for dense in params.values():
         dense["Conv_4"] = jax.tree.map(jnp.zeros_like, dense["Conv_4"])
-    result = compiled(block.apply)({"params": params}, x)
+    result = jax.jit(block.apply)({"params": params}, x)
     np.testing.assert_allclose(result, 1.2 * x, rtol=1e-6)
 
 
@@ -265,7 +259,7 @@ def test_a_swin_block_mixes_the_tokens_of_a_window_and_no_others(shape, shifted)
     x = jax.random.normal(jax.random.key(0), (1, *shape, 16))
     block = swin_unetr.SwinBlock(window=4, shifted=shifted)
     params = random_like(jax.eval_shape(block.init, jax.random.key(1), x)["params"])
-    jacobian = compiled(jax.jacrev(lambda x: block.apply({"params": params}, x).sum((0, -1))))(x)
+    jacobian = jax.jit(jax.jacrev(lambda x: block.apply({"params": params}, x).sum((0, -1))))(x)
     mixed = np.abs(jacobian).max(axis=(2, 5)) > 0
     # Windows of the plane itself, from its border or from half a window before it.
     shift = 2 if shifted and shape != (3, 3) else 0
@@ -293,7 +287,7 @@ def test_the_shift_is_undone_exactly(shape):
     inner = params["block"]
     inner["attention"]["output"] = jax.tree.map(jnp.zeros_like, inner["attention"]["output"])
     inner["mlp_out"] = jax.tree.map(jnp.zeros_like, inner["mlp_out"])
-    np.testing.assert_array_equal(compiled(block.apply)({"params": params}, x), x)
+    np.testing.assert_array_equal(jax.jit(block.apply)({"params": params}, x), x)
 
 
 def test_relative_positions_are_one_index_per_offset():

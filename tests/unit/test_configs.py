@@ -17,13 +17,13 @@ TASK = Task(("lesion",), (1,), True, 3)
 
 # Parameters by (config file, network, size), for a binary task on colour images.
 PARAMETERS = {
-    ("base", "medsegdiff_v2", "tiny"): 57_079,
+    ("base", "medsegdiff_v2", "tiny"): 50_965,
     ("base", "medsegdiff_v2", "small"): 4_944_723,
     ("base", "medsegdiff_v2", "paper"): 44_735_755,
     ("base", "medsegdiff_v1", "tiny"): 44_057,
     ("base", "medsegdiff_v1", "small"): 3_484_297,
     ("base", "medsegdiff_v1", "paper"): 23_806_145,
-    ("base", "medsegdiff_transunet", "tiny"): 60_137,
+    ("base", "medsegdiff_transunet", "tiny"): 56_857,
     ("base", "medsegdiff_transunet", "small"): 4_793_769,
     ("base", "medsegdiff_transunet", "paper"): 27_228_481,
     ("base", "ensdiff", "tiny"): 20_625,
@@ -35,7 +35,7 @@ PARAMETERS = {
     ("base", "unet", "tiny"): 14_089,
     ("base", "unet", "small"): 2_143_609,
     ("base", "unet", "paper"): 18_956_353,
-    ("base", "transunet", "tiny"): 30_169,
+    ("base", "transunet", "tiny"): 26_889,
     ("base", "transunet", "small"): 3_453_081,
     ("base", "transunet", "paper"): 104_996_673,
     ("base", "swin_unetr", "tiny"): 12_659,

@@ -71,7 +71,13 @@ def row(model, dice, seed=0):
         "model": model,
         "dataset": "a",
         "seed": seed,
-        "scores": {"classes": {"lesion": dict.fromkeys(("dice", "iou", "hd95"), summary)}},
+        "scores": {
+            "classes": {"lesion": dict.fromkeys(("dice", "iou", "hd95"), summary)},
+            "uncertainty": {
+                "classes": {"lesion": {"ged": {"mean": 0.2 + seed / 10}}},
+                "calibration": {"lesion": {"border": {"ece": 0.03}}},
+            },
+        },
         "dice_of_cases": {"x": dice[0], "y": dice[1]},
         "sampling": {"steps": 2, "members": 3},
         "cost": {"parameters": 4.94, "encode": 1.0, "denoise": 2.0},
@@ -83,7 +89,7 @@ def test_the_table_averages_seeds_and_compares_with_the_first_model():
     rows = [row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.7))]
     lines = quality.table(rows, ["V2", "eps"]).splitlines()
     assert "| a | V2 | 2 | 0.7500 [0.7000, 0.8000] |" in lines[2]
-    assert "| 4.94 | 13.0 | 0.50 |" in lines[2]
+    assert "| 0.2500 | 0.0300 | 4.94 | 13.0 | 0.50 |" in lines[2]
     assert "| -0.1000 [-0.1000, -0.1000] |" in lines[3]
     assert len({line.count("|") for line in lines}) == 1
 
