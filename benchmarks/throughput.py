@@ -12,6 +12,7 @@ step}; they run in the same call. --naive times the ensemble as a loop, too: one
 other, condition and network together at every step.
 """
 
+import functools
 import importlib.util
 import json
 import math
@@ -41,6 +42,7 @@ from medsegdiff_jax import (
     train_step,
 )
 from medsegdiff_jax.partitioning import (
+    compiler_options,
     on_batch,
     on_data,
     replicated,
@@ -171,7 +173,8 @@ class Subject:
         with jax.set_mesh(self.mesh):
             image, x_t = jax.device_put((self.image, self.mask), self.split)
             condition = jax.jit(encode, out_shardings=self.split)(params, image)
-            program, facts = compiled(jax.jit(step), params, x_t, condition)
+            one_step = jax.jit(step, compiler_options=compiler_options())
+            program, facts = compiled(one_step, params, x_t, condition)
             return self._row(facts, timed(lambda: program(params, x_t, condition), repeats))
 
     def _params(self) -> Any:
@@ -205,7 +208,7 @@ class Subject:
         path = schedules.trajectory(schedule.num_steps, sampling.steps)
         params = self._params()
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options())
         def step(x_t: Any, image: Any, t: Any, s: Any, key: Any) -> Any:
             x_in = self.process.network_input(x_t, t)
             output, _ = self.model.apply({"params": params}, image, x_in, t)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from medsegdiff_jax import samplers, schedules
-from medsegdiff_jax.partitioning import replicated
+from medsegdiff_jax.partitioning import compiler_options, replicated
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
 
@@ -133,4 +133,4 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
     def all_members(params: Params, image: Array, case: Array, seed: Array) -> Array:
         return per_device(params, image, case, seed, jnp.arange(drawn))[:members]
 
-    return jax.jit(all_members, out_shardings=replicated(mesh))
+    return jax.jit(all_members, out_shardings=replicated(mesh), compiler_options=compiler_options())

@@ -9,6 +9,7 @@ each device updates the part that it holds.
 Sampling needs no exchange at all: cases are split along "data", ensemble members along "model".
 """
 
+import functools
 import math
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from medsegdiff_jax.types import InputError
 
 AXES = ("data", "model")
 _SMALLEST = 2**10  # elements; splitting less saves nothing and costs a message
+_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}  # no part of a program goes to YNNPACK
 
 Tree = TypeVar("Tree")
 
@@ -132,3 +134,20 @@ def check_batch_size(batch_size: int, parts: int) -> None:
             f"config field batch_size: {batch_size} is not a multiple of {times}"
             f"{jax.device_count()} devices"
         )
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """What XLA is told about networks; nothing but on CPUs.
+
+    There, jaxlib 0.10 to 0.12 leave convolutions to YNNPACK, and training steps take 1.25 to 1.4
+    times as long as with XLA's own (benchmarks/README.md). The option is experimental, hence the
+    attempt: a version that does not know it does without.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=_ON_CPU)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _ON_CPU

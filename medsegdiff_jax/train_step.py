@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from medsegdiff_jax import denoiser
 from medsegdiff_jax.losses import Objective
 from medsegdiff_jax.partitioning import (
+    compiler_options,
     gathered,
     on_batch,
     replicated,
@@ -142,4 +143,5 @@ def compile_train_step(step_fn: StepFn, mesh: Mesh, state: TrainState) -> StepFn
         in_shardings=(shardings, on_batch(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(),
     )
