@@ -1,0 +1,43 @@
+"""The benchmarks run on small models and write what they say."""
+
+import json
+
+from PIL import Image
+
+
+def test_throughput_reports_a_row_per_kind_of_work(command, tmp_path):
+    done = command(
+        "benchmarks/throughput.py",
+        "--config=configs/folder.py:unet,tiny",
+        "--config.data.image_size=16",
+        "--batch=2",
+        "--repeats=3",
+        "--peak_tflops=1",
+        f"--output={tmp_path / 'report.json'}",
+    ).output
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert set(rows) == {"train", "segment"} and "train" in done
+    for row in rows.values():
+        assert row["images_per_s"] > 0 and row["low_s"] <= row["median_s"] <= row["high_s"]
+    assert rows["train"]["gflops"] > 0 and 0 < rows["train"]["mfu"] < 1
+    assert rows["train"]["collectives"] == {}  # one device
+
+
+def test_steps_and_members_scores_prefixes_of_one_ensemble(command, trained, disc_folder, tmp_path):
+    said = command(
+        "benchmarks/steps_and_members.py",
+        f"--checkpoint={trained}",
+        f"--data={disc_folder}",
+        "--steps=0,2",
+        "--members=1,13",
+        f"--output={tmp_path / 'rows.json'}",
+        f"--figure={tmp_path / 'rows.png'}",
+    ).output
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["steps"], row["members"]) for row in rows] == [(0, 1), (2, 1), (2, 13)]
+    assert all(0 <= row["dice"]["mean"] <= 1 and row["dice"]["n_cases"] == 4 for row in rows)
+    needed, unstable = rows[-1]["members_needed_median"], rows[-1]["cases_not_stable"]
+    assert unstable == 4 if needed is None else 11 <= needed <= 13
+    assert f"{rows[0]['dice']['mean']:.4f}" in said
+    with Image.open(tmp_path / "rows.png") as figure:
+        assert figure.width > 200
