@@ -7,11 +7,9 @@ each level's size and width. `plain` is XLA as it comes, `ours` what partitionin
 The implementations are called in turn, so that a busy machine slows all of them.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,8 +19,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import cli
-from medsegdiff_jax.imaging import replacing
+from medsegdiff_jax import cli, report
 from medsegdiff_jax.networks import layers
 from medsegdiff_jax.partitioning import compiler_options
 
@@ -112,11 +109,10 @@ def main(argv: list[str]) -> None:
             cells = ", ".join(f"{name} {value:.2f}" for name, value in rows[-1]["ms"].items())
             print(f"{kind} {shape} ms: {cells}", flush=True)
     if _OUTPUT.value:
-        report = {"hardware": hardware(), "versions": versions(), "layers": rows}
+        result = {"hardware": hardware(), "versions": versions(), "layers": rows}
         if torch:
-            report["versions"]["torch"] = torch.__version__
-        with replacing(Path(_OUTPUT.value)) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
+            result["versions"]["torch"] = torch.__version__
+        report.write_json(_OUTPUT.value, result)
 
 
 if __name__ == "__main__":

@@ -31,16 +31,10 @@ KERNELS = 8  # Gaussians that are drawn: the narrowest to the widest
 
 def gaussians(params: Any, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each channel: width [C], mean [2, C] in pixels, and the kernel [C, size, size]."""
-    found = [
-        subtree
-        for path, subtree in jax.tree_util.tree_leaves_with_path(
-            params, is_leaf=lambda tree: isinstance(tree, dict) and "width" in tree
-        )
-        if path[-1] == jax.tree_util.DictKey("gaussian")
-    ]
-    if not found:
+    if "gaussian" not in params.get("gate", {}):
         raise InputError("this model has no U-SA")
-    mean, width = found[0]["mean"], nn.softplus(found[0]["width"])
+    gaussian = params["gate"]["gaussian"]
+    mean, width = gaussian["mean"], nn.softplus(gaussian["width"])
     rows, columns = (gaussian_weights(axis, width, size) for axis in mean)
     return np.asarray(width), np.asarray(mean), np.einsum("yc,xc->cyx", rows, columns)
 

@@ -10,7 +10,6 @@ stable (`ensemble_size`, on the members' own masks), and for how many that numbe
 """
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -106,7 +105,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         result = {"hardware": hardware(), "versions": versions()}
         result |= {"checkpoint": segmenter.description, "cases": len(images), "rows": rows}
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+        report.write_json(_OUTPUT.value, result)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), rows)
 

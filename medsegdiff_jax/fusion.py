@@ -221,14 +221,13 @@ def _staple_em(
         # The complements are summed, not subtracted from 1, so that neither rounds to 0.
         positive = np.stack([votes, 1 - votes]) @ (count * weight)
         negative = np.stack([1 - votes, votes]) @ (count * other)
-        sensitivity, miss = positive / max((count * weight).sum(), _TINY)
-        specificity, false_alarm = negative / max((count * other).sum(), _TINY)
+        # Over their own sum: a total in another order can round a rate of 1 upwards.
+        sensitivity, miss = positive / np.maximum(positive.sum(axis=0), _TINY)
+        specificity, false_alarm = negative / np.maximum(negative.sum(axis=0), _TINY)
         log_says_one = _log(sensitivity) - _log(false_alarm)
         log_says_zero = _log(miss) - _log(specificity)
         log_odds = prior_log_odds + log_says_one @ votes + log_says_zero @ (1 - votes)
         weight, other = expit(log_odds), expit(-log_odds)
-        # Sums in another order can round a rate of 1 upwards.
-        sensitivity, specificity = np.minimum(sensitivity, 1), np.minimum(specificity, 1)
         current = np.stack([sensitivity, specificity])
         moving = (np.abs(current - previous) >= _STAPLE_TOLERANCE).any()
         previous = current

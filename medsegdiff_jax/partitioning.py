@@ -7,6 +7,8 @@ et al. 2020). A sharded step gathers the parameters, computes, and scatters the 
 each device updates the part that it holds.
 
 Sampling needs no exchange at all: cases are split along "data", ensemble members along "model".
+
+What the compiler is told about these devices stands here, too (`compiler_options`).
 """
 
 import functools

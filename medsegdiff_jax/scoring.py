@@ -110,7 +110,7 @@ def evaluate(
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy),
         run={"predictions": str(folder), **made},
         worst=[
-            _picture(score, policy, folder, run, raters, task)
+            _picture(score, policy, folder, run, files[score.case], raters, task)
             for score in worst_cases.choose(scores, policy)
         ],
     )
@@ -160,10 +160,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         "empty_mask_policy": policy,
         "conventions": CONVENTIONS | (uncertainty_scoring.CONVENTIONS if doubt else {}),
         "references_without_prediction": evaluation.unscored,
-        "classes": {
-            name: {metric: dataclasses.asdict(value) for metric, value in row.items()}
-            for name, row in evaluation.table.items()
-        },
+        "classes": aggregate.as_dicts(evaluation.table),
     }
     if doubt:
         summary["uncertainty"] = uncertainty_scoring.to_json(doubt)
@@ -181,7 +178,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
     ]
     report.write_csv(folder / "per_case.csv", rows)
     report.write_json(folder / "metrics.json", summary)
-    plots = _write_plots(folder, rows, evaluation.uncertainty)
+    plots = _write_plots(folder, rows, doubt)
     html_report.write(
         folder / "report.html", summary, rows, plots, evaluation.worst, worst_cases.LEGEND
     )
@@ -252,12 +249,12 @@ def _picture(
     policy: str,
     folder: Path,
     run: dict[str, Any],
+    names: dict[str, list[str]],
     raters: dict[str, dict[str, Path]],
     task: Task,
 ) -> html_report.Figure:
     """A scored case with its image, if that is still where run.json says."""
-    entry = run["cases"][score.case]
-    prediction, grid = scored_files.read_labels(folder / entry["files"]["mask"], task)
+    prediction, grid = scored_files.read_labels(folder / names["mask"][0], task)
     rated = scored_files.read_references(score.case, raters, task, prediction.shape, grid)
     return worst_cases.picture(
         score,
@@ -267,6 +264,6 @@ def _picture(
         task,
         grid,
         run.get("config", {}).get("data", {}).get("plane", "axial"),
-        [folder / name for name in entry.get("inputs", ())],
-        folder / entry["files"]["overlay"] if "overlay" in entry["files"] else None,
+        [folder / name for name in run["cases"][score.case].get("inputs", ())],
+        folder / names["overlay"][0] if "overlay" in names else None,
     )

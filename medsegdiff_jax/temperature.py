@@ -6,13 +6,12 @@ references, since elsewhere almost everything is certain and right.
 """
 
 import dataclasses
-import json
 import os
 from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import imaging, input_pipeline
+from medsegdiff_jax import imaging, input_pipeline, report
 from medsegdiff_jax.checkpoint import CALIBRATION, load_model
 from medsegdiff_jax.fusion import majority
 from medsegdiff_jax.metrics.calibration import (
@@ -74,8 +73,7 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
         "cases": count,
         "sampling": vars(chosen),
     }
-    with imaging.replacing(loaded.folder / CALIBRATION) as temporary:
-        temporary.write_text(json.dumps(stored, indent=2) + "\n")
+    report.write_json(loaded.folder / CALIBRATION, stored)
     return stored
 
 

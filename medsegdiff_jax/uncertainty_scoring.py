@@ -190,7 +190,7 @@ def _doubt(score: str, values: Sequence[float]) -> np.ndarray:
 def to_json(result: Uncertainty) -> dict[str, Any]:
     """The part of metrics.json on uncertainty; NaN still in it."""
     return {
-        "classes": _as_dicts(result.table),
+        "classes": aggregate.as_dicts(result.table),
         "calibration": {
             name: {region: _calibration_json(sums) for region, sums in regions.items()}
             for name, regions in result.calibration.items()
@@ -199,14 +199,7 @@ def to_json(result: Uncertainty) -> dict[str, Any]:
             name: {score: _ranking_json(ranking) for score, ranking in row.items()}
             for name, row in result.ranking.items()
         },
-        "rater_dice": _as_dicts(result.rater_dice),
-    }
-
-
-def _as_dicts(table: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
-    return {
-        name: {metric: dataclasses.asdict(value) for metric, value in row.items()}
-        for name, row in table.items()
+        "rater_dice": aggregate.as_dicts(result.rater_dice),
     }
 
 

@@ -12,7 +12,8 @@ The interval is the percentile bootstrap of the mean over cases (Efron and Tibsh
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -188,6 +189,14 @@ def table(
     return {
         name: {metric: summarize(values, seed=seed) for metric, values in row.items()}
         for name, row in rows.items()
+    }
+
+
+def as_dicts(summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
+    """Summaries by name and metric as plain dictionaries, for JSON; NaN still in them."""
+    return {
+        name: {metric: dataclasses.asdict(value) for metric, value in row.items()}
+        for name, row in summaries.items()
     }
 
 

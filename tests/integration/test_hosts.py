@@ -11,12 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
-FLAGS = (
-    f"--config.num_steps={STEPS}",
-    "--config.log_every_steps=1",
-    "--config.eval_every_steps=3",
-    "--config.model.semantic=none",  # compiles twice as fast
-)
+FLAGS = (f"--config.num_steps={STEPS}", "--config.log_every_steps=1", "--config.eval_every_steps=3")
 
 
 def free_port():

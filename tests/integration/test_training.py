@@ -193,7 +193,6 @@ for name, model_shards, accumulate_steps in (("eight", 1, 1), ("sharded", 4, 2))
 def eight_devices(tiny_config, tmp_path):
     """Workdirs and results of eight devices, plain and sharded; and the config."""
     tiny_config.batch_size = 16
-    tiny_config.model.semantic = "none"  # test_collectives.py has it on several devices
     (tmp_path / "config.json").write_text(tiny_config.to_json_best_effort())
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     subprocess.run(
