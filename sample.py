@@ -13,6 +13,9 @@ _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition mod
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", None, "Draw until the fused mask changes less, e.g. 0.001; --members at most."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
 _SAVE = flags.DEFINE_list(
     "save",
@@ -36,10 +39,12 @@ def main(argv: list[str]) -> None:
         fusion=_FUSION.value,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
+        tolerance=_TOLERANCE.value,
     )
     print(f"using {segmenter.description} from {_CHECKPOINT.value}")
+    until = f", as many as change the mask by {settings.tolerance}" if settings.tolerance else ""
     print(
-        f"{settings.members} members, {settings.steps} {settings.sampler} steps, "
+        f"{settings.members} members{until}, {settings.steps} {settings.sampler} steps, "
         f"fused by {settings.fusion}"
     )
     print(f"writing {', '.join(_SAVE.value)} of {len(cases)} cases to {_OUTPUT.value}", flush=True)

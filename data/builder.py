@@ -5,12 +5,9 @@
 A builder of a dataset is its catalogue and a few words; see `SegmentationBuilder`.
 """
 
-import fcntl
 import inspect
 import json
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,8 +23,6 @@ from data.survey import survey
 from medsegdiff_jax.imaging import match_channels
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task, slice_id
-
-_log = logging.getLogger("medsegdiff_jax")
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -81,7 +76,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         cache = preparation.cache_root(data_config.cache_dir)
         name, _, _ = _identity(cls._catalogue(**where), options, cache)
         prepared = cache / cls.name / name / VERSION
-        with _locked(cache / "staged" / f"{cls.name}.lock"):
+        with preparation.locked(cache, cls.name):
             if not (prepared / "dataset_info.json").is_file():
                 with preparation.quiet_tfds():
                     builder = cls(
@@ -256,16 +251,3 @@ def _identity(
     settings = {**vars(options), "task": task, "version": VERSION}
     digest = fingerprint(catalogue, contents, json.loads(json.dumps(settings)))
     return f"size{options.image_size}_{digest}", digest, contents
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One program at a time prepares a dataset; another waits, and then may find it prepared."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("waiting for another program that prepares the same kind of data (%s)", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

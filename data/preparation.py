@@ -1,13 +1,15 @@
 """What every builder needs to be prepared without TensorFlow and without noise on the terminal."""
 
 import contextlib
+import fcntl
 import importlib
 import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
 
 from medsegdiff_jax.types import InputError
 
@@ -15,6 +17,8 @@ DATASETS = (
     "amos2022", "brats2021", "btcv", "folder", "isic2018", "phantom", "refuge2", "tnmix",
 )  # fmt: skip
 DEFAULT_CACHE = "~/.cache/medsegdiff_jax"
+
+_log = logging.getLogger("medsegdiff_jax")
 
 
 def builder_of(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
@@ -34,16 +38,30 @@ def cache_root(cache_dir: str) -> Path:
 
 
 @contextlib.contextmanager
+def locked(cache: Path, name: str) -> Iterator[None]:
+    """One program at a time prepares a dataset; another waits, and then may find it prepared."""
+    path = cache / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for another program that prepares the same kind of data (%s)", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
     """Silences TFDS's talk of downloads and custom configurations, which mislead here."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)
 
 
 def write(builder: tfds.core.GeneratorBasedBuilder) -> Path:

@@ -12,11 +12,12 @@ from medsegdiff_jax.partitioning import compiler_options, replicated
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
 
-SegmentFn = Callable[[Params, Array, Array, Array], Array]
-"""(params, image [B, H, W, C], case [B] uint32, seed uint32) -> probabilities [n, B, H, W, K]."""
-
 MembersFn = Callable[[Params, Array, Array, Array, Array], Array]
-"""The same with a fifth argument, the numbers of the members to draw, [n] int32."""
+"""(params, image [B, H, W, C], case [B] uint32, seed uint32, numbers of the members to draw, [n]
+int32) -> probabilities [n, B, H, W, K]."""
+
+SegmentFn = Callable[[Params, Array, Array, Array, int], Array]
+"""The same for the members first .. first + n - 1, first being the fifth argument."""
 
 
 def bind(model: nn.Module, process: Process, params: Params, condition: Condition) -> DenoiseFn:
@@ -113,7 +114,7 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
     Args:
       segment: from `make_segment_fn`.
       mesh: from `partitioning.sampling_mesh`; "data" divides the cases of a batch.
-      members: samples per case.
+      members: samples per case and call, n.
 
     Raises:
       InputError: members < 1.
@@ -130,7 +131,7 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
     )
     drawn = -(-members // mesh.shape["model"]) * mesh.shape["model"]
 
-    def all_members(params: Params, image: Array, case: Array, seed: Array) -> Array:
-        return per_device(params, image, case, seed, jnp.arange(drawn))[:members]
+    def all_members(params: Params, image: Array, case: Array, seed: Array, first: int) -> Array:
+        return per_device(params, image, case, seed, first + jnp.arange(drawn))[:members]
 
     return jax.jit(all_members, out_shardings=replicated(mesh), compiler_options=compiler_options())

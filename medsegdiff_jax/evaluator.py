@@ -65,7 +65,7 @@ class Validation:
             inputs = shard_shared(on_data(self._mesh), arrays)
             for prefix, segment in self._segment_fns.items():
                 with jax.set_mesh(self._mesh):
-                    members = segment(params, inputs["image"], inputs["case"], self._seed)
+                    members = segment(params, inputs["image"], inputs["case"], self._seed, 0)
                 members = jax.device_get(members)  # all fusion and scoring below is numpy
                 probability = fusion.fuse(members, task, self._settings.fusion)
                 decided = fusion.decide(probability, task).astype(bool)

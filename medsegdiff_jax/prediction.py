@@ -30,7 +30,7 @@ LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more t
 
 _SAME_RUN = ("checkpoint_sha256", "temperature", "sampling", "task")
 # Sizes of batches and chunks move the last digits only.
-_RESULT_DEPENDS_ON = ("members", "steps", "sampler", "fusion", "seed")
+_RESULT_DEPENDS_ON = ("members", "steps", "sampler", "fusion", "seed", "tolerance")
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -70,14 +70,13 @@ def predict(
       save: some of SAVE.
 
     Raises:
-      InputError: an unreadable image (finished cases stay), an unknown word in `save`, or names
-        by which a result would replace an input or another result.
+      InputError: an unreadable image (finished cases stay), an unknown word in `save`, members of
+        volumes whose slices have different numbers of them, or names by which a result would
+        replace an input or another result.
     """
-    unknown = set(save) - set(SAVE)
-    if unknown or not save:
-        raise InputError(f"--save: {', '.join(sorted(unknown))!r} is not among {', '.join(SAVE)}")
     folder, task = Path(output), segmenter.task
     kind = _kind(task)
+    _check(save, task, settings)
     check_names(cases, folder, task, save, settings.members, kind.SUFFIX)
     folder.mkdir(parents=True, exist_ok=True)
     if not task.modalities:
@@ -98,6 +97,7 @@ def predict(
                 "inputs": _relative(cases[result.case_id], folder),
                 "files": result.write(folder),
                 "seconds": round(result.seconds, 4),
+                "members": result.members,
             }
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
@@ -109,6 +109,14 @@ def predict(
         report.write_json(folder / "run.json", run)
     if sheet:
         report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
+
+
+def _check(save: Sequence[str], task: Task, settings: Settings) -> None:
+    unknown = set(save) - set(SAVE)
+    if unknown or not save:
+        raise InputError(f"--save: {', '.join(sorted(unknown))!r} is not among {', '.join(SAVE)}")
+    if settings.tolerance and task.modalities and "members" in save:
+        raise InputError("--save: with --tolerance the slices of a volume differ in their members")
 
 
 def finished(

@@ -23,12 +23,14 @@ class CaseFiles:
     Attributes:
       case_id: its name.
       seconds: of computing.
+      members: that were fused; of a volume, the mean over its slices.
       pictures: its row in the contact sheet.
       writers: one of SAVE -> file name -> what writes it to a path.
     """
 
     case_id: str
     seconds: float
+    members: float
     pictures: report.CasePictures
     writers: dict[str, dict[str, Callable[[Path], None]]]
 
@@ -51,6 +53,7 @@ def case_files(
     *,
     case_id: str,
     seconds: float,
+    members: float,
     pictures: report.CasePictures,
     writers: Mapping[str, Sequence[Callable[[Path], None]]],
     task: Task,
@@ -61,7 +64,7 @@ def case_files(
     for what, parts in writers.items():
         names = file_names(case_id, what, task, len(parts), suffix)
         paired[what] = dict(zip(names, parts, strict=True))
-    return CaseFiles(case_id, seconds, pictures, paired)
+    return CaseFiles(case_id, seconds, members, pictures, paired)
 
 
 def file_names(case: str, what: str, task: Task, members: int, suffix: str) -> list[str]:

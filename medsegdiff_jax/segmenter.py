@@ -8,12 +8,12 @@ back to the image's own size and decided there; labels are never interpolated.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, imaging, networks, process
 from medsegdiff_jax.checkpoint import LoadedModel, load_model
+from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.partitioning import (
     even_batch,
@@ -29,7 +30,7 @@ from medsegdiff_jax.partitioning import (
     sampling_mesh,
     shard_batch,
 )
-from medsegdiff_jax.progress import ahead
+from medsegdiff_jax.progress import ahead, one_behind
 from medsegdiff_jax.types import Array, InputError, case_key
 
 
@@ -38,13 +39,15 @@ class Settings:
     """How to sample; the defaults of a model come from its config.
 
     Attributes:
-      members: samples per image.
+      members: samples per image; the most of them if there is a tolerance.
       steps: denoising steps per sample; 0 = the condition model's own answer.
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       fusion: "mean", "vote" or "staple".
       member_chunk: members sampled at once; bounds the memory.
       batch_size: images sampled at once.
       seed: of all noise, 0..2^32-1.
+      tolerance: loss of Dice in 0..1 by which an image's fused mask may still change when it gets
+        no more members (see `ensemble_size`); 0 = all images get all members.
     """
 
     members: int
@@ -54,6 +57,12 @@ class Settings:
     member_chunk: int
     batch_size: int
     seed: int = 0
+    tolerance: float = 0.0
+
+    @property
+    def drawn_at_once(self) -> int:
+        """Members per call of the compiled ensemble."""
+        return min(self.members, self.member_chunk) if self.tolerance else self.members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +75,11 @@ class CaseResult:
       mask: [H, W] label ids, uint8 or uint16.
       probability: [H, W, K] float32 fused, in [0, 1].
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
-      members: [n, H, W] label ids of each sample, or None if not asked for.
+      size: n, the number of members that were fused.
+      seconds: its share of the time from the end of the batch before to the end of its own.
+      members: [n, H, W] label ids of each, or None if not asked for.
       path: [steps, S, S, 2 K] float32 how the first sample came about, at the network's size: the
         noisy masks, of unit variance, and the probabilities made of them; None if not asked for.
-      seconds: its share of the time from the end of the batch before to the end of its own.
     """
 
     case_id: str
@@ -77,9 +87,10 @@ class CaseResult:
     mask: np.ndarray
     probability: np.ndarray
     uncertainty: np.ndarray
-    members: np.ndarray | None
-    path: np.ndarray | None
+    size: int
     seconds: float
+    members: np.ndarray | None = None
+    path: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +101,7 @@ class Segmentation:
       mask: [B, H, W] label ids.
       probability: [B, H, W, K] float32 in [0, 1].
       uncertainty: [B, H, W] float32 in [0, 1].
-      members: [B, n, H, W] label ids.
+      members: [B, n, H, W] label ids; a list if the n differ (`Settings.tolerance`).
     """
 
     mask: np.ndarray | list[np.ndarray]
@@ -176,6 +187,8 @@ class Segmenter:
             raise InputError(f"fusion: {settings.fusion!r} is not one of {fusion.METHODS}")
         if settings.batch_size < 1:
             raise InputError(f"batch_size: {settings.batch_size} is less than 1")
+        if not 0 <= settings.tolerance < 1:
+            raise InputError(f"tolerance: {settings.tolerance} is not in 0..1")
         if not 0 <= settings.seed < 2**32:
             raise InputError(f"seed: {settings.seed} is not in 0..2^32-1")
         if settings.steps == 0:
@@ -212,31 +225,53 @@ class Segmenter:
         _, trace = self._segment_fn(settings, path=True) if keep_path else (None, None)
         params = jax.device_put(self.params, replicated(mesh))
 
-        def start(batch: _Prepared) -> tuple[Array, Array | None]:
+        def start(batch: _Prepared, first: int = 0) -> tuple[Array, Array | None]:
             arrays = shard_batch(on_data(mesh), {"image": batch.image, "case": batch.keys})
-            arguments = (params, arrays["image"], arrays["case"], np.uint32(settings.seed))
+            arguments = (params, arrays["image"], arrays["case"], np.uint32(settings.seed), first)
             with jax.set_mesh(mesh):
-                return segment(*arguments), trace(*arguments) if trace else None
+                return segment(*arguments), trace(*arguments) if trace and not first else None
 
         prepared = self._prepared(cases, even_batch(settings.batch_size))
         began = time.perf_counter()
-        for batch, running in _one_behind(start, ahead(prepared)):
+        for batch, running in one_behind(start, ahead(prepared)):
             samples, paths = jax.device_get(running)
-            samples = samples[:, : len(batch.cases)]
-            fused = fusion.fuse(samples, self.task, settings.fusion)
-            doubt = fusion.uncertainty(samples, self.task)
+            ensembles = self._ensembles(samples, settings, lambda n, b=batch: start(b, n)[0])
+            ensembles = ensembles[: len(batch.cases)]
+            fused = [fusion.fuse(own[:, None], self.task, settings.fusion)[0] for own in ensembles]
+            doubt = [fusion.uncertainty(own, self.task) for own in ensembles]
             ended = time.perf_counter()
             seconds, began = (ended - began) / len(batch.cases), ended
             for index, (case_id, image) in enumerate(batch.cases):
-                result = self._restore(case_id, image, fused[index], doubt[index], seconds)
+                size = len(ensembles[index])
+                result = self._restore(case_id, image, fused[index], doubt[index], size, seconds)
                 if settings.fusion == "mean" and self.temperature != 1:
                     result = self._calibrated(result)
                 if keep_members:
-                    members = self._all_labels(samples[:, index], image.shape[:2])
+                    members = self._all_labels(ensembles[index], image.shape[:2])
                     result = dataclasses.replace(result, members=members)
                 if keep_path:
                     result = dataclasses.replace(result, path=paths[0, index])
                 yield result
+
+    def _ensembles(
+        self, samples: np.ndarray, settings: Settings, more: Callable[[int], Array]
+    ) -> list[np.ndarray]:
+        """The members of each case of a batch that are fused, [n, S, S, K].
+
+        Args:
+          samples: [m, B, S, S, K], the first members of all cases.
+          settings: a tolerance lets every case have its own n, whatever cases it is sampled with.
+          more: number of the first -> the next m members of all cases.
+        """
+        if not settings.tolerance:
+            return list(samples.swapaxes(0, 1))
+        enough = functools.partial(
+            members_needed, task=self.task, method=settings.fusion, tolerance=settings.tolerance
+        )
+        while None in (sizes := enough(samples)) and len(samples) < settings.members:
+            samples = np.concatenate([samples, jax.device_get(more(len(samples)))])
+        sizes = [size or settings.members for size in sizes]
+        return [samples[:size, index] for index, size in enumerate(sizes)]
 
     def _prepared(
         self, cases: Iterable[tuple[str, np.ndarray]], size: int
@@ -259,7 +294,7 @@ class Segmenter:
         fields = ("steps", "sampler", "member_chunk")
         chosen = {field: getattr(settings, field) for field in fields}
         mesh = sampling_mesh(even_batch(settings.batch_size))
-        members = 1 if path else settings.members
+        members = 1 if path else settings.drawn_at_once
         key = (mesh.axis_sizes, members, path, *chosen.values())
         if key not in self._compiled:
             fn = denoiser.make_segment_fn(self._model, self._process, **chosen, path=path)
@@ -294,6 +329,7 @@ class Segmenter:
         image: np.ndarray,
         probability: np.ndarray,
         doubt: np.ndarray,
+        size: int,
         seconds: float,
     ) -> CaseResult:
         """Network-sized answers -> the image's own size."""
@@ -305,8 +341,7 @@ class Segmenter:
             mask=self._labels(probability),
             probability=probability,
             uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
-            members=None,
-            path=None,
+            size=size,
             seconds=seconds,
         )
 
@@ -339,28 +374,6 @@ class _Prepared:
     cases: list[tuple[str, np.ndarray]]
     image: np.ndarray
     keys: np.ndarray
-
-
-def _one_behind(
-    start: Callable[[_Prepared], Any], batches: Iterator[_Prepared]
-) -> Iterator[tuple[_Prepared, Any]]:
-    """Each batch with what `start` returned for it, once the next one is started.
-
-    What was started before an unreadable case is yielded before its error is raised.
-    """
-    waiting = None
-    try:
-        for batch in batches:
-            following = batch, start(batch)
-            if waiting:
-                yield waiting
-            waiting = following
-    except InputError:
-        if waiting:
-            yield waiting
-        raise
-    if waiting:
-        yield waiting
 
 
 def _batches(

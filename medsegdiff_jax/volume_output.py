@@ -147,7 +147,7 @@ class _Volume:
         self.slices = volumes.to_slices(stored, self._grid, plane)
         self._name, self._plane, self._task, self._save = name, plane, task, save
         self._results: dict[str, list[np.ndarray]] = {}
-        self._done, self._seconds, self._largest = 0, 0.0, None
+        self._done, self._seconds, self._members, self._largest = 0, 0.0, 0, None
         self._areas: list[int] = []
 
     def add(self, result: CaseResult) -> bool:
@@ -167,6 +167,7 @@ class _Volume:
                 self._put("members", index, member)
         self._done += 1
         self._seconds += result.seconds
+        self._members += result.size
         return self._done == len(self.slices)
 
     def _put(self, what: str, index: int, plane: np.ndarray) -> None:
@@ -200,6 +201,7 @@ class _Volume:
         return case_files(
             case_id=self._name,
             seconds=self._seconds,
+            members=round(self._members / len(self.slices), 2),
             pictures=report.case_pictures(
                 self._name,
                 imaging.resize_image(best.image, shape),

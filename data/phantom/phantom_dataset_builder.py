@@ -84,9 +84,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             image_size=data_config.image_size,
         )
         cache = preparation.cache_root(data_config.cache_dir)
-        with preparation.quiet_tfds():
-            builder = cls(config=config, data_dir=str(cache), file_format="array_record")
-        return preparation.write(builder)
+        with preparation.locked(cache, cls.name):
+            with preparation.quiet_tfds():
+                builder = cls(config=config, data_dir=str(cache), file_format="array_record")
+            return preparation.write(builder)
 
     @classmethod
     def write_split(cls, data_config: Any, split: str, output: Path, count: int | None) -> None:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs import base
+from data import preparation
 from data.phantom import appearance, model
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.imaging import read_image, read_labels
@@ -156,6 +159,17 @@ def test_drawn_phantoms_are_found_again(tmp_path, few_cases, monkeypatch):
     assert [example["image"].tobytes() for example in elsewhere.sources["train"]] == pixels
     data.image_size = 8
     assert input_pipeline.load(data).fingerprint != first.fingerprint
+
+
+def test_one_program_at_a_time_draws_them(tmp_path, few_cases, monkeypatch):
+    data, waiting = config(tmp_path, image_size=8), threading.Event()
+    monkeypatch.setattr(preparation._log, "info", lambda *_: waiting.set())
+    with ThreadPoolExecutor(1) as pool:
+        with preparation.locked(tmp_path / "cache", "phantom"):
+            other = pool.submit(input_pipeline.load, data)
+            assert waiting.wait(timeout=60) and not other.done()
+            assert not (tmp_path / "cache" / "phantom").exists()
+        assert len(other.result().sources["train"]) == 3
 
 
 @pytest.mark.parametrize(("field", "value"), [("variant", "polyp"), ("image_size", 0)])

@@ -162,6 +162,8 @@ def test_images_of_different_sizes_come_back_as_lists(segmenter, discs):
         ({"steps": -1}, "steps"),
         ({"steps": 100_000}, "steps"),
         ({"seed": -1}, "seed: -1"),
+        ({"tolerance": -0.1}, "tolerance: -0.1"),
+        ({"tolerance": 1.0}, "tolerance: 1.0"),
     ],
 )
 def test_impossible_settings_are_named(segmenter, discs, changes, message):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from medsegdiff_jax import fusion, imaging
+from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.partitioning import sampling_mesh
 from medsegdiff_jax.segmenter import Segmenter
-from medsegdiff_jax.types import InputError, Modality
+from medsegdiff_jax.types import InputError, Modality, case_key
 
 SIDE = 16
 SIZES = ((20, 28), (16, 16), (40, 9), (13, 31), (20, 28))
@@ -33,7 +34,7 @@ class Recorder:
     def __init__(self, samples):
         self.samples, self.calls = samples, []
 
-    def __call__(self, params, image, case, seed):
+    def __call__(self, params, image, case, seed, first):
         """Same arguments and result as a SegmentFn."""
         self.calls.append((np.asarray(image), np.asarray(case), int(seed)))
         return np.broadcast_to(
@@ -124,6 +125,48 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     vote = segmenter([image], case_ids=["x"], fusion="vote").probability[0, 8, :, 0]
     decided = fusion.decide(recorded.samples, segmenter.task).mean(axis=0)
     np.testing.assert_allclose(vote, imaging.resize_probability(decided, (16, 64))[8, :, 0])
+
+
+def jittered(case, member):
+    """[16, 16, 1] masks whose border wanders row by row, for some cases more."""
+    wandering = np.random.default_rng([int(case), member]).normal(0, 0.5 + int(case) % 5, (16, 1))
+    return (np.arange(16.0) < 8.3 + wandering).astype(np.float32)[..., None]
+
+
+@pytest.mark.parametrize("method", fusion.METHODS)
+def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
+    segmenter, images, monkeypatch, method
+):
+    def drawing(settings):
+        def draw(params, image, case, seed, first):
+            numbers = range(first, first + settings.drawn_at_once)
+            return np.stack([[jittered(one, n) for one in np.asarray(case)] for n in numbers])
+
+        return sampling_mesh(1), draw
+
+    monkeypatch.setattr(segmenter, "_segment_fn", drawing)
+    cases = [(name, image) for name, image in zip("abcde", images, strict=True)]
+
+    def run(**changes):
+        settings = segmenter.choose(members=40, fusion=method, **changes)
+        return list(segmenter.stream(cases, settings, keep_members=True))
+
+    whole = run(batch_size=2)
+    assert [result.size for result in whole] == [40] * 5
+    samples = np.stack([[jittered(case_key(name), n) for name in "abcde"] for n in range(40)])
+    needed = members_needed(samples, segmenter.task, method, tolerance=0.006)
+    sizes = [size or 40 for size in needed]
+    assert len(set(sizes)) > 2 and min(sizes) < 30 and None in needed
+    for batch_size, chunk in ((1, 4), (3, 7), (5, 60)):
+        found = run(batch_size=batch_size, member_chunk=chunk, tolerance=0.006)
+        assert [result.size for result in found] == sizes
+        for index, (result, all_members) in enumerate(zip(found, whole, strict=True)):
+            np.testing.assert_array_equal(result.members, all_members.members[: sizes[index]])
+            own = fusion.fuse(samples[: sizes[index], index : index + 1], segmenter.task, method)
+            shape = result.image.shape[:2]
+            np.testing.assert_allclose(
+                result.probability, imaging.resize_probability(own[0], shape), atol=1e-6
+            )
 
 
 def test_slices_of_volumes_come_prepared(tiny_model):
