@@ -14,9 +14,11 @@ A plan is a JSON file:
 
 The three commands of the README do the work, so a row can be had by hand, too; rows that differ in
 sampling alone share a training. Whatever is finished is not done again: a killed benchmark goes on
-where it was, and --minutes ends it before the next training. Rows are written to --rows as JSON,
-one file each. The table is made from these files alone; in --document it replaces what stands
-between the lines `<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
+where it was, and --minutes ends it before the next training. A row of an ensemble also says how
+many members it takes until the fused mask is stable (`ensemble_size`), on at most
+STABLE_CASES test cases with STABLE_MEMBERS members at most. Rows are written to --rows as JSON, one file each. The
+table is made from these files alone; in --document it replaces what stands between the lines
+`<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
 """
 
 import csv
@@ -35,8 +37,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
-from medsegdiff_jax import cli
-from medsegdiff_jax.imaging import replacing
+from medsegdiff_jax import cli, imaging, report
 from medsegdiff_jax.types import InputError
 
 _PLAN = flags.DEFINE_string("plan", None, "JSON file.")
@@ -49,6 +50,12 @@ _TRAINING = flags.DEFINE_multi_string("flag", [], "One more flag of train.py; re
 
 METRICS = (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95 (px)", 1))
 RESAMPLES = 10_000
+DOUBT = {
+    "GED": ("classes", ("ged", "mean")),
+    "interval IoU": ("classes", ("interval_iou", "mean")),
+    "border ECE": ("calibration", ("border", "ece")),
+}
+STABLE_CASES, STABLE_MEMBERS = 20, 50
 
 
 class Run(NamedTuple):
@@ -87,11 +94,11 @@ def read_plan(path: str) -> dict[str, Any]:
 
 
 def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
-    """All rows of a plan whose dataset is at hand."""
-    for dataset, of_data in plan["data"].items():
-        if dataset not in folders:
-            continue
-        for seed in plan["seeds"]:
+    """All rows of a plan whose dataset is at hand; a seed is finished before the next one."""
+    for seed in plan["seeds"]:
+        for dataset, of_data in plan["data"].items():
+            if dataset not in folders:
+                continue
             for model, how in plan["models"].items():
                 training = (
                     f"--config=configs/folder.py:{how['config']}",
@@ -115,6 +122,7 @@ def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
         command("evaluate.py", f"--predictions={predictions}", f"--references={folder}",
                 f"--output={score}")  # fmt: skip
     done = json.loads((predictions / "run.json").read_text())
+    ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
     metrics = json.loads((score / "metrics.json").read_text())
     with (score / "per_case.csv").open() as file:
         cases = [(row["case"], float(row["dice"])) for row in csv.DictReader(file)]
@@ -126,12 +134,30 @@ def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
         "checkpoint": done["checkpoint"],
         "sampling": done["sampling"],
         "seconds_per_case": round(float(np.median(seconds)), 4),
+        "stable_members": stable_members(run, workdir, predictions, folder) if ensemble else None,
         "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
         "dice_of_cases": {case: round(dice, 5) for case, dice in cases},
         "hardware": hardware(),
         "versions": versions(),
     }
+
+
+def stable_members(run: Run, workdir: Path, predictions: Path, folder: str) -> dict[str, float]:
+    """Members until the ensemble is stable: {"mean", and the number of "cases"; "most" allowed}.
+
+    A case that is not stable with the most members counts as these.
+    """
+    names = imaging.read_names(Path(folder) / "test.txt")
+    chosen = names[:: -(-len(names) // STABLE_CASES)]
+    names_file, output = predictions / "stable.txt", predictions / "stable"
+    names_file.write_text("\n".join(chosen) + "\n")
+    command("sample.py", f"--checkpoint={workdir}", f"--input={folder}", f"--list={names_file}",
+            f"--output={output}", "--save=mask", *run.sampling, f"--members={STABLE_MEMBERS}",
+            "--tolerance=0.001")  # fmt: skip
+    cases = json.loads((output / "run.json").read_text())["cases"].values()
+    mean = float(np.mean([case["members"] for case in cases]))
+    return {"mean": mean, "cases": len(cases), "most": STABLE_MEMBERS}
 
 
 def command(*words: str) -> None:
@@ -182,7 +208,8 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
 def table(rows: list[dict[str, Any]], models: list[str]) -> str:
     """Markdown: a line per dataset and model, seeds averaged, compared with the first model."""
     head = ["data", "model", "seeds", *(title for _, title, _ in METRICS)]
-    head += [f"Dice minus {models[0]}", "GED", "border ECE", "M parameters", "GFLOP", "s per case"]
+    head += [f"Dice minus {models[0]}", *DOUBT, "M parameters", "GFLOP per step", "GFLOP"]
+    head += ["members until stable", "s per case"]
     lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         of_data = [row for row in rows if row["dataset"] == dataset]
@@ -214,11 +241,15 @@ def _line(dataset: str, model: str, group: list[dict[str, Any]], first: dict[str
         both = (np.array([which[case] for case in shared]) for which in (own, first))
         mean, low, high = paired_difference(*both)
         cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
-    for part, keys in (("classes", ("ged", "mean")), ("calibration", ("border", "ece"))):
+    for part, keys in DOUBT.values():
         values = [value for row in group if (value := _doubt(row, part, keys)) is not None]
         cells.append(f"{np.mean(values):.4f}" if values else "")
-    one = group[0]
-    cells += [f"{one['cost']['parameters']:.2f}", f"{_gflop(one):.1f}"]
+    spent = group[0]["cost"]
+    cells += [f"{spent['parameters']:.2f}", f"{spent['denoise']:.2f}" if spent["denoise"] else ""]
+    cells.append(f"{_gflop(group[0], group[0]['sampling']['members']):.1f}")
+    stable = [row["stable_members"]["mean"] for row in group if row.get("stable_members")]
+    cells.append(f"{np.mean(stable):.1f} ({_gflop(group[0], np.mean(stable)):.1f} GFLOP)"
+                 if stable else "")  # fmt: skip
     cells.append(f"{np.mean([row['seconds_per_case'] for row in group]):.2f}")
     return "| " + " | ".join(cells) + " |"
 
@@ -235,10 +266,10 @@ def _doubt(row: dict[str, Any], part: str, keys: tuple[str, str]) -> float | Non
     return float(np.mean(values)) if values else None
 
 
-def _gflop(row: dict[str, Any]) -> float:
-    """Of one segmentation with the row's steps and members."""
-    sampling, spent = row["sampling"], row["cost"]
-    return spent["encode"] + sampling["steps"] * sampling["members"] * spent["denoise"]
+def _gflop(row: dict[str, Any], members: float) -> float:
+    """Of one segmentation with the row's steps."""
+    spent = row["cost"]
+    return spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]
 
 
 def write_into(document: Path, name: str, text: str) -> None:
@@ -252,7 +283,7 @@ def write_into(document: Path, name: str, text: str) -> None:
     _, closing, after = rest.partition(end)
     if not mark or not closing:
         raise InputError(f"{document}: has no lines {begin.strip()} and {end}")
-    with replacing(document) as temporary:
+    with imaging.replacing(document) as temporary:
         temporary.write_text(f"{before}{begin}{text}\n{end}{after}")
 
 
@@ -276,8 +307,7 @@ def main(argv: list[str]) -> None:
             continue
         row = measure(run, work, folders[run.dataset])
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(row, indent=1) + "\n")
+        report.write_json(path, row)
     if left:
         print(f"{left} rows are left; the same command goes on")
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
