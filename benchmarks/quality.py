@@ -15,8 +15,8 @@ A plan is a JSON file:
 The three commands of the README do the work, so a row can be had by hand, too; rows that differ in
 sampling alone share a training. Whatever is finished is not done again: a killed benchmark goes on
 where it was, and --minutes ends it before the next training. A row of an ensemble also says how
-many members it takes until the fused mask is stable (`ensemble_size`), on at most
-STABLE_CASES test cases with STABLE_MEMBERS members at most. Rows are written to --rows as JSON, one file each. The
+many members it takes until the fused mask is stable (`ensemble_size`), on at most STABLE_CASES test
+cases with at most STABLE_MEMBERS members. Rows are written to --rows as JSON, one file each. The
 table is made from these files alone; in --document it replaces what stands between the lines
 `<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
 """
