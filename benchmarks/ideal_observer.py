@@ -144,7 +144,7 @@ def draw(path: Path, results: dict[str, list[dict[str, float]]]) -> None:
         line.set_label(label)
         best = [row["ideal_following"] for row in rows]
         axes.plot(ratio, best, "--", lw=1, color=line.get_color(), label=f"{label}: ideal")
-    axes.set_xscale("symlog", linthresh=0.05)
+    axes.set_xscale("log")
     axes.set_xlabel("signal to noise of one pixel")
     axes.set_ylabel("following of the rater")
     axes.grid(alpha=0.25)
