@@ -14,7 +14,9 @@ _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", None, "Draw until the fused mask changes less, e.g. 0.001; --members at most."
+    "tolerance",
+    None,
+    "Draw, --members at most, until the fused mask moves by less (Dice), e.g. 0.001.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
 _SAVE = flags.DEFINE_list(
@@ -42,10 +44,10 @@ def main(argv: list[str]) -> None:
         tolerance=_TOLERANCE.value,
     )
     print(f"using {segmenter.description} from {_CHECKPOINT.value}")
-    until = f", as many as change the mask by {settings.tolerance}" if settings.tolerance else ""
+    enough = f" at most, until the mask moves by less than {settings.tolerance}"
     print(
-        f"{settings.members} members{until}, {settings.steps} {settings.sampler} steps, "
-        f"fused by {settings.fusion}"
+        f"{settings.members} members{enough if settings.tolerance else ''}, "
+        f"{settings.steps} {settings.sampler} steps, fused by {settings.fusion}"
     )
     print(f"writing {', '.join(_SAVE.value)} of {len(cases)} cases to {_OUTPUT.value}", flush=True)
     prediction.predict(segmenter, cases, _OUTPUT.value, settings, _SAVE.value)

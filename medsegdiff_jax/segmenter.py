@@ -269,7 +269,8 @@ class Segmenter:
             members_needed, task=self.task, method=settings.fusion, tolerance=settings.tolerance
         )
         while None in (sizes := enough(samples)) and len(samples) < settings.members:
-            samples = np.concatenate([samples, jax.device_get(more(len(samples)))])
+            drawn = jax.device_get(more(len(samples)))
+            samples = np.concatenate([samples, drawn])[: settings.members]
         sizes = [size or settings.members for size in sizes]
         return [samples[:size, index] for index, size in enumerate(sizes)]
 

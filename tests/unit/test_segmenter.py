@@ -147,8 +147,8 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
     monkeypatch.setattr(segmenter, "_segment_fn", drawing)
     cases = [(name, image) for name, image in zip("abcde", images, strict=True)]
 
-    def run(**changes):
-        settings = segmenter.choose(members=40, fusion=method, **changes)
+    def run(members=40, **changes):
+        settings = segmenter.choose(members=members, fusion=method, **changes)
         return list(segmenter.stream(cases, settings, keep_members=True))
 
     whole = run(batch_size=2)
@@ -167,6 +167,9 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
             np.testing.assert_allclose(
                 result.probability, imaging.resize_probability(own[0], shape), atol=1e-6
             )
+    last = max(size for size in sizes if size < 40)
+    found = run(members=last - 1, member_chunk=last - 2, tolerance=0.006)  # draws more than that
+    assert [result.size for result in found] == [min(size, last - 1) for size in sizes]
 
 
 def test_slices_of_volumes_come_prepared(tiny_model):
