@@ -41,6 +41,7 @@ CONVENTIONS = {
 _ALT = {
     "dice.png": "Plot: Dice of every case as a point, quartiles of each class as a box",
     "reliability.png": "Plot: frequency of the reference against the predicted probability",
+    "members.png": "Plot: mean Dice of the fused mask against the number of members",
     "risk_coverage.png": "Plot: mean error of the most certain cases against their share",
 }
 
@@ -200,6 +201,9 @@ def _write_plots(
     if doubt.ranking:
         write = uncertainty_plots.write_risk_coverage
         wanted.append(("Risk and coverage", "risk_coverage.png", write, doubt.ranking))
+    if max(map(len, doubt.dice_of_first.values()), default=0) > 1:
+        write = uncertainty_plots.write_members
+        wanted.append(("Dice and members", "members.png", write, doubt.dice_of_first))
     for _, name, write, values in wanted:
         write(folder / name, values)
     return [html_report.Figure(title, folder / name, _ALT[name]) for title, name, *_ in wanted]

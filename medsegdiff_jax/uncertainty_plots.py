@@ -1,12 +1,13 @@
-"""Reliability curves and risk-coverage curves as PNG files."""
+"""Reliability, risk against coverage, and Dice against members as PNG files."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from medsegdiff_jax import report
 from medsegdiff_jax.metrics import Calibration, Ranking
+from medsegdiff_jax.metrics.aggregate import Summary
 
 # Darker than on tissue: these lie on white.
 _SHADE = 0.8 / 255
@@ -79,4 +80,26 @@ def write_risk_coverage(
         axes.set_ylabel("risk: mean 1 - Dice of these")
         axes.legend(fontsize=7, frameon=False)
         axes.grid(alpha=0.25)
+    report.write_figure(path, figure)
+
+
+def write_members(path: str | os.PathLike, dice: Mapping[str, Sequence[Summary]]) -> None:
+    """Draws mean Dice and its interval against the members that are fused (figure 3 of the paper).
+
+    Args:
+      path: PNG to write.
+      dice: class name -> summary over cases for n = 1, 2, ... members.
+    """
+    figure = report.new_figure(4.6, 3.4)
+    axes = figure.add_subplot()
+    for index, (name, row) in enumerate(dice.items()):
+        color, n = report.class_color(index) * _SHADE, range(1, len(row) + 1)
+        axes.plot(n, [one.mean for one in row], color=color, marker="o", ms=3.5, label=name)
+        bounds = [one.low for one in row], [one.high for one in row]
+        axes.fill_between(n, *bounds, color=color, alpha=0.15, lw=0)
+    axes.set_xlabel("members, fused by vote")
+    axes.set_ylabel("mean Dice, 95% interval")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=7, frameon=False)
+    axes.grid(alpha=0.25)
     report.write_figure(path, figure)

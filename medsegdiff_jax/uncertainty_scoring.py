@@ -5,7 +5,7 @@ the report shows. Which number means what is written in `CONVENTIONS` and `metri
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ CONVENTIONS = {
     "ours, for the confidence interval (CI) that the paper does not define; below 40 samples: "
     "intersection over union of all; falls with the number of samples",
     "volume_variation": "standard deviation (n - 1) of the samples' volumes over their mean",
+    "dice_of_first": "Dice against the majority of the raters of what at least half of the first n "
+    "members mark, n = 1, 2, ...; a case with fewer members keeps its last value",
     "region_entropy": "mean binary entropy in bits over pixels with p >= 0.5 or entropy >= 0.5",
     "calibration": "foreground probability of each class, as stored in 8 bits, against the share "
     "of the raters; each rater's pixel is an event, all cases pooled",
@@ -66,6 +68,8 @@ class CaseUncertainty:
       values: SAMPLE_METRICS where there are members, "region_entropy" where there is a probability.
       calibration: {"image", "border": sums over pixels} where there is a probability.
       rater_dice: {rater: Dice against the majority}, NaN if both are empty; {} with one rater.
+      dice_of_first: Dice of the majority of the first n members, n = 1, 2, ..., NaN if it and the
+        reference are empty; [] without members.
     """
 
     case: str
@@ -73,6 +77,7 @@ class CaseUncertainty:
     values: dict[str, float]
     calibration: dict[str, Calibration]
     rater_dice: dict[str, float]
+    dice_of_first: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Uncertainty:
       calibration: {"image", "border": sums over the pixels of all cases}.
       ranking: {score: its ranking of the errors}; scores with fewer than two cases are left out.
       rater_dice: {rater: Summary over cases}.
+      dice_of_first: Summary over cases for n = 1, 2, ... members.
     """
 
     cases: list[CaseUncertainty]
@@ -92,6 +98,7 @@ class Uncertainty:
     calibration: dict[str, dict[str, Calibration]]
     ranking: dict[str, dict[str, Ranking]]
     rater_dice: dict[str, dict[str, Summary]]
+    dice_of_first: dict[str, list[Summary]]
 
     def __bool__(self) -> bool:
         """Whether there is anything to report."""
@@ -102,7 +109,7 @@ def score_case(
     case: str,
     class_name: str,
     *,
-    samples: Iterable[np.ndarray] | None,
+    samples: Sequence[np.ndarray] | None,
     probability: np.ndarray | None,
     raters: Mapping[str, np.ndarray],
     reference: np.ndarray,
@@ -113,7 +120,7 @@ def score_case(
     Args:
       case: name of the case.
       class_name: name of the class.
-      samples: masks [...] in {0, 1}, one per member, read once; None if they were not saved.
+      samples: masks [...] in {0, 1}, one per member; None if they were not saved.
       probability: [...] of the class in [0, 1]; None if it was not saved.
       raters: name -> mask [...] in {0, 1}.
       reference: [...] the majority of the raters.
@@ -137,7 +144,17 @@ def score_case(
             "border": metrics.measure_calibration(probability, target, band),
         }
     agreement = {name: metrics.dice(mask, reference) for name, mask in raters.items()}
-    return CaseUncertainty(case, class_name, values, sums, agreement if len(raters) > 1 else {})
+    first = [] if samples is None else _dice_of_first(samples, reference)
+    agreement = agreement if len(raters) > 1 else {}
+    return CaseUncertainty(case, class_name, values, sums, agreement, first)
+
+
+def _dice_of_first(samples: Sequence[np.ndarray], reference: np.ndarray) -> list[float]:
+    votes, found = np.zeros(reference.shape, np.int32), []
+    for n, sample in enumerate(samples, start=1):
+        votes += sample
+        found.append(float(metrics.dice(2 * votes >= n, reference)))
+    return found
 
 
 def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: str) -> Uncertainty:
@@ -154,13 +171,13 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
     for one, error in zip(cases, errors, strict=True):
         by_class.setdefault(one.class_name, []).append(one)
         errors_of.setdefault(one.class_name, []).append(error)
-    table, sums, ranking, agreement = {}, {}, {}, {}
+    table, sums, ranking, agreement, first = {}, {}, {}, {}, {}
     for name, group in by_class.items():
         columns = {metric: [one.values[metric] for one in group] for metric in group[0].values}
         table[name] = {metric: aggregate.summarize(column) for metric, column in columns.items()}
         sums[name] = {
-            region: sum((one.calibration[region] for one in group[1:]), first)
-            for region, first in group[0].calibration.items()
+            region: sum((one.calibration[region] for one in group[1:]), start)
+            for region, start in group[0].calibration.items()
         }
         ranked = {
             score: metrics.rank_errors(_doubt(score, columns[score]), errors_of[name])
@@ -170,16 +187,23 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
         ranking[name] = {score: one for score, one in ranked.items() if one is not None}
         empty = 1.0 if policy == "strict" else float("nan")
         agreement[name] = {
-            rater: aggregate.summarize(
-                [empty if np.isnan(dice := one.rater_dice[rater]) else dice for one in group]
-            )
+            rater: _summary([one.rater_dice[rater] for one in group], empty)
             for rater in group[0].rater_dice
         }
+        most = max(len(one.dice_of_first) for one in group)
+        first[name] = [
+            _summary([one.dice_of_first[: n + 1][-1] for one in group], empty) for n in range(most)
+        ]
     parts = (
         {name: row for name, row in part.items() if row}
-        for part in (table, sums, ranking, agreement)
+        for part in (table, sums, ranking, agreement, first)
     )
     return Uncertainty(list(cases), *parts)
+
+
+def _summary(dice: Sequence[float], empty: float) -> Summary:
+    """Of Dice over cases; `empty` stands for those of two empty masks, which are NaN."""
+    return aggregate.summarize([empty if np.isnan(value) else value for value in dice])
 
 
 def _doubt(score: str, values: Sequence[float]) -> np.ndarray:
@@ -200,6 +224,10 @@ def to_json(result: Uncertainty) -> dict[str, Any]:
             for name, row in result.ranking.items()
         },
         "rater_dice": aggregate.as_dicts(result.rater_dice),
+        "dice_of_first": {
+            name: [dataclasses.asdict(one) for one in row]
+            for name, row in result.dice_of_first.items()
+        },
     }
 
 

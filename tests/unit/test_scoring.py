@@ -63,7 +63,7 @@ def test_numbers_on_files_are_those_on_arrays(pictures):
     root, arrays = pictures
     result = scoring.evaluate(root / "out", root, None, "strict")
     written = scoring.write_report(result, root / "report", "strict")
-    assert {"reliability.png", "risk_coverage.png"} < set(written)
+    assert {"reliability.png", "risk_coverage.png", "members.png"} < set(written)
     for name in written:
         assert (root / "report" / name).stat().st_size > 500
     with open(root / "report" / "per_case.csv", newline="") as file:

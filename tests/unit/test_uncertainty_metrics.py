@@ -172,12 +172,15 @@ def test_scores_of_cases_are_collected_and_become_json(tmp_path):
     assert cases[0].values["ged"] == pytest.approx(0) and cases[0].rater_dice["y"] == 0.8
     found = uncertainty_scoring.collect(cases, [0.1, 0.3], "strict")
     assert found and found.table["lesion"]["sample_dice"].mean == pytest.approx(0.8)
+    # Half of the two members mark the columns that one marks alone.
+    assert [one.mean for one in found.dice_of_first["lesion"]] == pytest.approx([1, 0.8])
     # The case that is more in doubt has the smaller error, and everything else is tied.
     assert found.ranking["lesion"]["region_entropy"].spearman == pytest.approx(-1)
     report.write_json(tmp_path / "x.json", uncertainty_scoring.to_json(found))
     stored = json.loads((tmp_path / "x.json").read_text())
     assert stored["calibration"]["lesion"]["image"]["pixels"] == 64
     assert stored["ranking"]["lesion"]["sample_dice"]["spearman"] is None
+    assert stored["dice_of_first"]["lesion"][1]["mean"] == pytest.approx(0.8)
     samples, calibration, ranking = uncertainty_scoring.format_table(found).split("class ")[1:]
     assert samples.split()[0] == "ged" and "lesion  0.0000" in samples
     assert "ece (border)" in calibration and ranking.split()[0] == "best"
@@ -203,7 +206,24 @@ def test_without_members_probabilities_or_raters_there_is_nothing_to_report():
         spacing=(1.0, 1.0),
     )
     found = uncertainty_scoring.collect([alone], [0.0], "strict")
-    assert not found and not found.calibration and not found.ranking
+    assert not found and not found.calibration and not found.ranking and not found.dice_of_first
+
+
+def test_a_case_with_fewer_members_keeps_its_last_value():
+    def scored(samples, reference):
+        return uncertainty_scoring.score_case(
+            "a", "lesion", samples=samples, probability=None, raters={"x": reference},
+            reference=reference, spacing=(1.0, 1.0),
+        )  # fmt: skip
+
+    one, three = scored(halves(2), halves(4)[0]), scored(halves(0, 8, 8), halves(8)[0])
+    assert one.dice_of_first == pytest.approx([2 / 3])
+    assert three.dice_of_first == [0, 1, 1]  # at a tie foreground, as in `fusion.decide`
+    nothing = scored(halves(0, 0, 0), halves(0)[0])
+    for policy, expected in (("strict", [5 / 9, 8 / 9, 8 / 9]), ("ignore", [1 / 3, 5 / 6, 5 / 6])):
+        found = uncertainty_scoring.collect([one, three, nothing], [0.0] * 3, policy)
+        means = [summary.mean for summary in found.dice_of_first["lesion"]]
+        assert means == pytest.approx(expected)
 
 
 def test_less_agreement_is_more_doubt_and_empty_raters_follow_the_policy():
