@@ -260,9 +260,10 @@ def _all_classes(row: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _doubt(row: dict[str, Any], part: str, keys: tuple[str, str]) -> float | None:
-    """A score of uncertainty, averaged over classes; None where members were not compared."""
+    """A score of uncertainty, averaged over classes; None where it is undefined or not measured."""
     classes = row["scores"].get("uncertainty", {}).get(part, {})
-    values = [scores[keys[0]][keys[1]] for scores in classes.values() if keys[0] in scores]
+    found = (scores.get(keys[0], {}).get(keys[1]) for scores in classes.values())
+    values = [value for value in found if value is not None]
     return float(np.mean(values)) if values else None
 
 

@@ -99,6 +99,11 @@ def test_the_table_averages_seeds_and_compares_with_the_first_model():
     assert f"| 0.2500 | 0.7000 | 0.0300 | {cost}" in lines[2]
     assert "| -0.1000 [-0.1000, -0.1000] |" in lines[3]
     assert len({line.count("|") for line in lines}) == 1
+    # One member has no interval, and needs none of the others to be stable.
+    single = row("V2", (0.8, 0.9)) | {"stable_members": None}
+    single["scores"]["uncertainty"]["classes"]["lesion"]["interval_iou"]["mean"] = None
+    alone = quality.table([single], ["V2"]).splitlines()[2]
+    assert "| 0.2000 |  | 0.0300 | 4.94 | 2.00 | 13.0 |  | 0.50 |" in alone
 
 
 def test_only_the_text_between_the_marks_is_replaced(tmp_path):
