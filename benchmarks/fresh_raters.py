@@ -18,10 +18,6 @@ from medsegdiff_jax import cli, fusion, imaging, report
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import file_names
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-_COUNT = flags.DEFINE_integer("count", 10, "Raters per case.", lower_bound=1)
-_SIDE = flags.DEFINE_integer("side", model.NATIVE_SIZE, "Of the network, pixels.", lower_bound=1)
-
 TASK = model.TASKS["binary"]
 SEED = 9
 
@@ -75,5 +71,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here, so that tests can import this beside another benchmark with flags of the same names.
+    _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
+    _COUNT = flags.DEFINE_integer("count", 10, "Raters per case.", lower_bound=1)
+    _SIDE = flags.DEFINE_integer("side", model.NATIVE_SIZE, "Of the network.", lower_bound=1)
     flags.mark_flags_as_required(["output"])
     cli.run(main)

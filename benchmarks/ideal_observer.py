@@ -30,12 +30,6 @@ from data.phantom import appearance, model
 from medsegdiff_jax import checkpoint, cli, denoiser, imaging, networks, process, report
 from medsegdiff_jax.types import Array, InputError
 
-_CHECKPOINTS = flags.DEFINE_multi_string(
-    "checkpoint", [], "[LABEL=]MODEL trained on binary phantoms; repeatable."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-_FIGURE = flags.DEFINE_string("figure", None, "PNG to write: following against the noise.")
-
 CASES, RATERS, OTHERS = 8, 16, 400
 CLIPPED = 0.002
 THOUSANDTHS = (1000, 900, 800, 700, 600, 500, 400, 300, 200, 100)  # of T
@@ -174,4 +168,10 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here, so that tests can import this beside another benchmark with flags of the same names.
+    _CHECKPOINTS = flags.DEFINE_multi_string(
+        "checkpoint", [], "[LABEL=]MODEL trained on binary phantoms; repeatable."
+    )
+    _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+    _FIGURE = flags.DEFINE_string("figure", None, "PNG to write: following against the noise.")
     cli.run(main)
