@@ -75,12 +75,29 @@ def res_block(p: Tree, x: Tensor, embedding: Tensor | None) -> Tensor:
     return (conv(p["shortcut"], x) if "shortcut" in p else x) + h
 
 
-def encoder(p: Tree, x: Tensor, embedding: Tensor | None, levels: int, blocks: int) -> list[Tensor]:
-    """`unet.Encoder`."""
+def evidence(p: Tree, x_t: Tensor, probability: Tensor) -> list[Tensor]:
+    """`evidence.Evidence`."""
+    doubt = 4 * probability * (1 - probability)
+    weighed = doubt * x_t
+    total, power = (one.sum(dim=(2, 3), keepdim=True) for one in (weighed, doubt**2))
+    matched = (total / torch.sqrt(1 + power)).expand_as(x_t)
+    noisy, known = torch.cat([x_t, weighed], dim=1), torch.cat([doubt, matched], dim=1)
+    features = [conv(p["level_0"], torch.cat([noisy, known], dim=1))]
+    for level in range(1, len(p)):
+        noisy, known = 2 * F.avg_pool2d(noisy, 2), F.avg_pool2d(known, 2)
+        features.append(conv(p[f"level_{level}"], torch.cat([noisy, known], dim=1)))
+    return features
+
+
+def encoder(
+    p: Tree, x: Tensor, embedding: Tensor | None, entering: list[Tensor], blocks: int
+) -> list[Tensor]:
+    """`unet.Encoder`; `entering` is as long as there are levels."""
     features = []
-    for level in range(levels):
+    for level, extra in enumerate(entering):
         if level:
             x = conv(p[f"down_{level}"], x, stride=2)
+        x = x + extra
         for index in range(blocks):
             x = res_block(p[f"level_{level}_block_{index}"], x, embedding)
         features.append(x)
@@ -171,7 +188,8 @@ class Network:
         """Image -> anchor gate, deepest feature, logits."""
         p, m = self.params["condition_model"], self.config.model
         x = conv(p["stem"], image)
-        features = encoder(p["encoder"], x, None, len(m.condition_widths), m.condition_blocks)
+        nothing = [torch.zeros((), device=self.device)] * len(m.condition_widths)
+        features = encoder(p["encoder"], x, None, nothing, m.condition_blocks)
         last = decoder(p["decoder"], features, None, m.condition_blocks)
         anchor = gate(self.params["gate"], last.float()) if "gate" in self.params else None
         return anchor, features[-1], conv(p["head"], last.float())
@@ -182,7 +200,8 @@ class Network:
         anchor, deepest, logits = condition
         time = time_embedding(p["time_embedding"], t, 4 * m.widths[0])
         x = conv(p["stem"], x_t) * (1 + anchor)
-        features = encoder(p["encoder"], x, time, len(m.widths), m.blocks)
+        entering = evidence(p["evidence_maps"], x_t, torch.sigmoid(logits.detach()))
+        features = encoder(p["encoder"], x, time, entering, m.blocks)
         features[-1] = ss_former(p["ss_former"], features[-1], deepest, time, m.semantic_patch)
         output = conv(p["head"], decoder(p["decoder"], features, time, m.blocks).float())
         return output + logits.detach()
@@ -214,7 +233,10 @@ def make(config: Any, batch: int, channels: int) -> dict[str, Callable[[], Any]]
       InputError: a config that is not the default network, or outputs that differ.
     """
     fields = config.model
-    if fields.name == "medsegdiff_v2" and (fields.anchor, fields.semantic) != ("u_sa", "nbp"):
+    bridges = (fields.anchor, fields.semantic) == ("u_sa", "nbp")
+    if fields.name == "medsegdiff_v2" and not (
+        bridges and fields.condition_prior and fields.evidence
+    ):
         raise InputError("benchmarks/torch_v2.py: has no ablations")
     size = config.data.image_size
     task = Task(("lesion",), (1,), True, channels)

@@ -126,6 +126,7 @@ def _model(size: str) -> ConfigDict:
     model.filter_features = 8  # width of the NBP filter's blocks
     model.filter_blocks = 6  # R
     model.condition_prior = True  # x0-prediction only: the condition's logits are the prior
+    model.evidence = True  # the encoder gets what x_t says where the condition is in doubt
     model.dtype = "float32"  # compute dtype; or "bfloat16"
     model.remat = False  # recompute activations backwards: slower, less memory
     if size == "tiny":
@@ -191,7 +192,7 @@ def _paper(config: ConfigDict) -> None:
     config.batch_size = 32
     config.recycle = 0.0
     config.ema_decay = 0.9999
-    config.model.condition_prior = False
+    config.model.condition_prior = config.model.evidence = False
     config.diffusion.schedule = "linear"
     config.diffusion.zero_terminal_snr = False
     config.diffusion.input_scale = 1.0

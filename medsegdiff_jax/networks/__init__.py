@@ -34,7 +34,7 @@ def build(model: Mapping[str, Any], task: Task, image_size: int) -> Generative |
 
     Args:
       model: the fields of config.model; `name` is one of `NETWORKS`.
-      task: gives the number of mask channels.
+      task: says how many mask channels there are and whether they are exclusive.
       image_size: side S of the training images.
 
     Raises:
@@ -45,8 +45,9 @@ def build(model: Mapping[str, Any], task: Task, image_size: int) -> Generative |
             f"config field model.name: {model['name']!r} is not one of {', '.join(NETWORKS)}"
         )
     kind = NETWORKS[model["name"]]
+    given = {**model, "mask_channels": task.mask_channels, "one_hot": task.one_hot}
     wanted = {field.name for field in dataclasses.fields(kind)} - {"name"}  # Flax's own
-    fields = {name: value for name, value in model.items() if name in wanted}
+    fields = {name: value for name, value in given.items() if name in wanted}
     if fields["dtype"] not in ("float32", "bfloat16"):
         raise InputError(
             f"config field model.dtype: {fields['dtype']!r} is not float32 or bfloat16"
@@ -62,4 +63,4 @@ def build(model: Mapping[str, Any], task: Task, image_size: int) -> Generative |
             f"config field data.image_size: {image_size} is not a multiple of {multiple}, "
             "which the levels and patches of this model need"
         )
-    return kind(mask_channels=task.mask_channels, **fields)
+    return kind(**fields)

@@ -12,7 +12,8 @@ rule reads
 
 so where the output are mask logits (x0-prediction) the condition model's own logits can serve as
 the prior, and the diffusion network learns what x_t adds: nothing at t = T, where x_t is pure
-noise, and everything at small t.
+noise, and everything at small t. `evidence` gives it the sums over pixels that show this early
+(`networks/evidence.py`).
 """
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from medsegdiff_jax.networks import layers
+from medsegdiff_jax.networks.evidence import Evidence
 from medsegdiff_jax.networks.interface import Generative
 from medsegdiff_jax.networks.spectral import SEMANTICS, SSFormer
 from medsegdiff_jax.networks.uncertain_attention import ANCHORS, SpatialGate
@@ -32,6 +34,7 @@ class MedSegDiffV2(Generative):
 
     Attributes:
       mask_channels: K.
+      one_hot: True if the K channels are exclusive.
       condition_widths, condition_blocks: levels of the condition UNet.
       widths, blocks: levels of the diffusion UNet; as many levels as the condition UNet.
       anchor: "none", "spatial_attention" or "u_sa".
@@ -41,10 +44,12 @@ class MedSegDiffV2(Generative):
         SS-Former.
       filter_features, filter_blocks: width and R of the NBP filter.
       condition_prior: add the condition model's logits, without their gradient, to the output.
+      evidence: give the encoder what x_t says where the condition model is in doubt.
       dtype: compute dtype; parameters, norms' statistics, FFT and outputs are float32.
       remat: recompute residual blocks' activations in the backward pass.
     """
 
+    one_hot: bool
     condition_widths: tuple[int, ...]
     condition_blocks: int
     widths: tuple[int, ...]
@@ -58,6 +63,7 @@ class MedSegDiffV2(Generative):
     filter_features: int = 16
     filter_blocks: int = 6
     condition_prior: bool = False
+    evidence: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -88,6 +94,8 @@ class MedSegDiffV2(Generative):
         self.time_embedding = layers.TimeEmbedding(4 * self.widths[0])
         self.stem = layers.conv(self.widths[0], self.dtype)
         self.encoder = Encoder(*shape)
+        if self.evidence:
+            self.evidence_maps = Evidence(self.widths, self.dtype)
         if self.semantic != "none":
             self.ss_former = SSFormer(
                 features=self.semantic_features,
@@ -121,7 +129,11 @@ class MedSegDiffV2(Generative):
         x = self.stem(x_t.astype(self.dtype))
         if condition.anchor is not None:
             x = x * (1 + condition.anchor.astype(self.dtype))
-        features = self.encoder(x, embedding)
+        entering = []
+        if self.evidence:
+            to_probability = jax.nn.softmax if self.one_hot else jax.nn.sigmoid
+            entering = self.evidence_maps(x_t, to_probability(condition.logits))
+        features = self.encoder(x, embedding, entering)
         if self.semantic != "none":
             features[-1] = self.ss_former(features[-1], condition.embedding, embedding)
         output = self.head(self.decoder(features, embedding).astype(jnp.float32))

@@ -6,6 +6,8 @@ plain convolutions. Without a time embedding the same two halves make the condit
 their own a plain discriminative UNet: the baseline with the same backbone.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -30,13 +32,23 @@ class Encoder(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array | None = None) -> list[Array]:
-        """x: [B, H, W, widths[0]] -> one feature map per level, the deepest last."""
+    def __call__(
+        self, x: Array, embedding: Array | None = None, entering: Sequence[Array] = ()
+    ) -> list[Array]:
+        """One feature map per level, the deepest last.
+
+        Args:
+          x: [B, H, W, widths[0]].
+          embedding: [1 or B, E] of the diffusion step, if there is one.
+          entering: what is added where each level begins, of that level's shape; () for nothing.
+        """
         block = layers.block_type(self.remat)
         features = []
         for level, width in enumerate(self.widths):
             if level:
                 x = layers.conv(width, self.dtype, stride=2, name=f"down_{level}")(x)
+            if entering:
+                x = x + entering[level]
             for index in range(self.blocks):
                 name = f"level_{level}_block_{index}"
                 x = block(width, self.dtype, name=name)(x, embedding)

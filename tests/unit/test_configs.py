@@ -17,9 +17,9 @@ TASK = Task(("lesion",), (1,), True, 3)
 
 # Parameters by (config file, network, size), for a binary task on colour images.
 PARAMETERS = {
-    ("base", "medsegdiff_v2", "tiny"): 50_965,
-    ("base", "medsegdiff_v2", "small"): 4_944_723,
-    ("base", "medsegdiff_v2", "paper"): 44_735_755,
+    ("base", "medsegdiff_v2", "tiny"): 51_341,
+    ("base", "medsegdiff_v2", "small"): 4_946_435,
+    ("base", "medsegdiff_v2", "paper"): 44_743_883,
     ("base", "medsegdiff_v1", "tiny"): 44_057,
     ("base", "medsegdiff_v1", "small"): 3_484_297,
     ("base", "medsegdiff_v1", "paper"): 23_806_145,
@@ -41,7 +41,7 @@ PARAMETERS = {
     ("base", "swin_unetr", "tiny"): 12_659,
     ("base", "swin_unetr", "small"): 1_472_587,
     ("base", "swin_unetr", "paper"): 23_997_691,
-    ("demo", "medsegdiff_v2", "small"): 1_751_531,
+    ("demo", "medsegdiff_v2", "small"): 1_753_083,
     ("demo", "unet", "small"): 675_121,
 }
 

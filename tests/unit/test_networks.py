@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from configs import base
 from medsegdiff_jax import networks
-from medsegdiff_jax.networks import layers, spectral, uncertain_attention
+from medsegdiff_jax.networks import evidence, layers, spectral, uncertain_attention
 from medsegdiff_jax.networks.medsegdiff import MedSegDiffV2
 from medsegdiff_jax.types import InputError, Task
 
@@ -285,6 +285,52 @@ def test_with_the_condition_prior_an_untrained_network_answers_like_its_conditio
     np.testing.assert_array_equal(jax.jit(without.apply)({"params": params}, *args)[0], 0.0)
 
 
+def test_evidence_is_zero_where_the_condition_model_is_sure_and_adds_up_where_it_is_not():
+    rng = np.random.default_rng(0)
+    probability = np.zeros((1, 8, 8, 1))
+    probability[0, 2:6, 3, 0] = (0.5, 0.9, 0.5, 0.1)  # doubts 1, 0.36, 1, 0.36
+    x_t = rng.normal(size=(1, 8, 8, 1))
+    noisy, known = (np.asarray(maps) for maps in evidence.evidence_maps(x_t, probability))
+    np.testing.assert_array_equal(noisy[..., :1], x_t.astype(np.float32))
+    weighed, doubt, matched = noisy[0, ..., 1], known[0, ..., 0], known[0, ..., 1]
+    np.testing.assert_allclose(doubt[2:6, 3], (1, 0.36, 1, 0.36), rtol=1e-6)
+    elsewhere = np.ones((8, 8), bool)
+    elsewhere[2:6, 3] = False
+    assert not weighed[elsewhere].any() and not doubt[elsewhere].any()
+    expected = x_t[0, 2:6, 3, 0] @ (1, 0.36, 1, 0.36) / np.sqrt(1 + 2 + 2 * 0.36**2)
+    np.testing.assert_allclose(matched, expected, rtol=1e-5)
+
+
+def test_noise_keeps_its_variance_at_every_level_of_the_evidence():
+    module = evidence.Evidence((1, 1, 1))
+    x_t, probability = (
+        jax.random.normal(jax.random.key(0), (4, 64, 64, 1)),
+        jnp.full((4, 64, 64, 1), 0.5),
+    )
+    params = module.init(jax.random.key(1), x_t, probability)["params"]
+    only_x_t = jnp.zeros((4, 1)).at[0].set(1.0)
+    for level in ("level_1", "level_2"):
+        params[level] = {"kernel": only_x_t[None, None], "bias": jnp.zeros(1)}
+    _, half, quarter = module.apply({"params": params}, x_t, probability)
+    assert half.shape == (4, 32, 32, 1) and quarter.shape == (4, 16, 16, 1)
+    assert 0.95 < float(jnp.std(half)) < 1.05 and 0.9 < float(jnp.std(quarter)) < 1.1
+    np.testing.assert_allclose(half[0, 0, 0, 0], x_t[0, :2, :2].sum() / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "same"), [(THREE, True), (BINARY, False)])
+def test_evidence_takes_exclusive_channels_as_such(task, same):
+    model = networks.build(base.get_config("default,tiny").model, task, SIZE)
+    model = model.clone(condition_prior=False)
+    image, x_t, t = inputs(task)
+    params = random_params(model, (image, x_t, t))
+    condition = model.apply({"params": params}, image, method="encode")
+    # Softmax does not see what all channels have in common; a sigmoid does.
+    shifted = condition.replace(logits=condition.logits + 2.0)
+    denoise = jax.jit(lambda c: model.apply({"params": params}, x_t, t, c, method="denoise"))
+    difference = float(jnp.abs(denoise(shifted) - denoise(condition)).max())
+    assert (difference < 1e-3) is same
+
+
 def test_one_hot_task_has_a_channel_per_class_and_background():
     model = networks.build(base.get_config("default,tiny").model, THREE, SIZE)
     args = inputs(THREE)
@@ -321,4 +367,4 @@ def test_size_that_the_levels_cannot_halve_is_refused():
 
 def test_levels_must_meet():
     with pytest.raises(InputError, match=r"model\.widths"):
-        MedSegDiffV2(1, condition_widths=(8, 8), condition_blocks=1, widths=(8,), blocks=1)
+        MedSegDiffV2(1, False, condition_widths=(8, 8), condition_blocks=1, widths=(8,), blocks=1)
