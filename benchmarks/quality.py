@@ -193,14 +193,18 @@ def _public(training: tuple[str, ...]) -> list[str]:
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
-    """Mean of ours - theirs over the same cases, and its 95 % percentile bootstrap interval.
+    """Mean of ours - theirs, and its 95 % percentile bootstrap interval over seeds and cases.
+
+    Seeds and cases are drawn independently of each other, so that the interval holds what another
+    training and other test images would change.
 
     Args:
-      ours, theirs: [N] a score per case.
+      ours, theirs: [seeds, cases] the same seeds and cases of two models.
     """
     difference = np.asarray(ours) - np.asarray(theirs)
     rng = np.random.default_rng(0)
-    drawn = difference[rng.integers(0, len(difference), (RESAMPLES, len(difference)))].mean(axis=1)
+    seeds, cases = (rng.integers(0, size, (RESAMPLES, size)) for size in difference.shape)
+    drawn = [difference[np.ix_(*both)].mean() for both in zip(seeds, cases, strict=True)]
     low, high = np.percentile(drawn, (2.5, 97.5))
     return float(difference.mean()), float(low), float(high)
 
@@ -213,33 +217,40 @@ def table(rows: list[dict[str, Any]], models: list[str]) -> str:
     lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         of_data = [row for row in rows if row["dataset"] == dataset]
-        first = _dice([row for row in of_data if row["model"] == models[0]])
+        first = _rows_of(of_data, models[0])
         for model in models:
-            group = [row for row in of_data if row["model"] == model]
+            group = first if model == models[0] else _rows_of(of_data, model)
             if group:
                 lines.append(_line(dataset, model, group, first))
     return "\n".join(lines)
 
 
-def _dice(group: list[dict[str, Any]]) -> dict[str, float]:
-    """Case -> Dice, averaged over seeds."""
-    cases = group[0]["dice_of_cases"] if group else {}
-    return {case: float(np.mean([row["dice_of_cases"][case] for row in group])) for case in cases}
+def _rows_of(rows: list[dict[str, Any]], model: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["model"] == model]
 
 
-def _line(dataset: str, model: str, group: list[dict[str, Any]], first: dict[str, float]) -> str:
+def _shared(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Dice [seeds, cases] of two models, of what both have."""
+    both = [{row["seed"]: row["dice_of_cases"] for row in rows} for rows in (ours, theirs)]
+    seeds = sorted(both[0].keys() & both[1].keys())
+    found = [set(of[seed]) for of in both for seed in seeds]
+    cases = sorted(set.intersection(*found)) if found else []
+    return [np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in both]
+
+
+def _line(
+    dataset: str, model: str, group: list[dict[str, Any]], first: list[dict[str, Any]]
+) -> str:
     cells = [dataset, model, str(len(group))]
     for metric, _, digits in METRICS:
         found = [_all_classes(row)[metric] for row in group]
         mean, low, high = (np.mean([one[key] for one in found]) for key in ("mean", "low", "high"))
         cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-    own = _dice(group)
-    shared = [case for case in own if case in first]
-    if own is first or own == first or not shared:
+    ours, theirs = _shared(group, first)
+    if group is first or not ours.size:
         cells.append("")
     else:
-        both = (np.array([which[case] for case in shared]) for which in (own, first))
-        mean, low, high = paired_difference(*both)
+        mean, low, high = paired_difference(ours, theirs)
         cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
     for part, keys in DOUBT.values():
         values = [value for row in group if (value := _doubt(row, part, keys)) is not None]

@@ -56,12 +56,24 @@ def test_pairing_finds_a_small_difference_between_scattered_cases():
     rng = np.random.default_rng(1)
     theirs = rng.uniform(0.2, 0.9, 100)
     ours = theirs + 0.01 + rng.normal(0, 0.01, 100)
-    mean, low, high = quality.paired_difference(ours, theirs)
+    mean, low, high = quality.paired_difference(ours[None], theirs[None])
     assert low < 0.01 < high and low > 0 and high - low < 0.006
     np.testing.assert_allclose(mean, (ours - theirs).mean())
     # The normal approximation of the interval.
     half = 1.96 * (ours - theirs).std(ddof=1) / 10
     np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=5e-4)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(2)
+    theirs = rng.uniform(0.2, 0.9, (3, 100))
+    noise = rng.normal(0, 0.01, (3, 100))
+    agree = quality.paired_difference(theirs + 0.01 + noise, theirs)
+    by_seed = np.array([[-0.02], [0.01], [0.04]])
+    disagree = quality.paired_difference(theirs + by_seed + noise, theirs)
+    assert agree[1] > 0.005 and disagree[1] < 0 < disagree[2]
+    # Three seeds drawn from three: mean 0.01, standard deviation sqrt(0.0006 / 3).
+    assert 0.04 < disagree[2] - disagree[1] < 4 * np.sqrt(0.0002) + 0.01
 
 
 def row(model, dice, seed=0):
@@ -92,12 +104,12 @@ def row(model, dice, seed=0):
 
 
 def test_the_table_averages_seeds_and_compares_with_the_first_model():
-    rows = [row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.7))]
+    rows = [row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.8))]
     lines = quality.table(rows, ["V2", "eps"]).splitlines()
     assert "| a | V2 | 2 | 0.7500 [0.7000, 0.8000] |" in lines[2]
     cost = "4.94 | 2.00 | 13.0 | 12.5 (51.0 GFLOP) | 0.50 |"
     assert f"| 0.2500 | 0.7000 | 0.0300 | {cost}" in lines[2]
-    assert "| -0.1000 [-0.1000, -0.1000] |" in lines[3]
+    assert "| -0.1500 [-0.2000, -0.1000] |" in lines[3]  # of the seed that both have
     assert len({line.count("|") for line in lines}) == 1
     # One member has no interval, and needs none of the others to be stable.
     single = row("V2", (0.8, 0.9)) | {"stable_members": None}
