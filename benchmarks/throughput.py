@@ -195,7 +195,8 @@ class Subject:
         params = jax.device_put(self._params(), replicated(mesh))
         image = jax.device_put(self.image, on_data(mesh))
         case = jax.device_put(np.arange(self.batch, dtype=np.uint32), on_data(mesh))
-        arguments = (params, image, case, np.uint32(0), 0)
+        first = jax.device_put(np.zeros(self.batch, np.int32), on_data(mesh))
+        arguments = (params, image, case, np.uint32(0), first)
         with jax.set_mesh(mesh):
             program, facts = compiled(segment, *arguments)
             facts["gflops"] = float("nan")  # its loops would count once

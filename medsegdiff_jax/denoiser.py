@@ -13,11 +13,11 @@ from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
 
 MembersFn = Callable[[Params, Array, Array, Array, Array], Array]
-"""(params, image [B, H, W, C], case [B] uint32, seed uint32, numbers of the members to draw, [n]
+"""(params, image [B, H, W, C], case [B] uint32, seed uint32, numbers of the members to draw, [n, B]
 int32) -> probabilities [n, B, H, W, K]."""
 
-SegmentFn = Callable[[Params, Array, Array, Array, int], Array]
-"""The same for the members first .. first + n - 1, first being the fifth argument."""
+SegmentFn = Callable[[Params, Array, Array, Array, Array], Array]
+"""The same for the members first .. first + n - 1 of each case; [B] first is the fifth argument."""
 
 
 def bind(model: nn.Module, process: Process, params: Params, condition: Condition) -> DenoiseFn:
@@ -43,7 +43,10 @@ def make_segment_fn(
     """Ensemble sampling as one function: encode once, then members x steps of `denoise`.
 
     The noise of a member follows from (seed, case, member, step) alone, so a case's samples do not
-    depend on its batch, the chunk size or the number of devices.
+    depend on its batch, the chunk size or the number of devices. Members 2 k and 2 k + 1 start from
+    opposite noise, x_T and -x_T (antithetic variates): each is a sample like any other, but what
+    one draws too large the other tends to draw too small, so their mean is nearer to that of all
+    samples.
 
     Args:
       model: network with `encode` and, if `generative`, `denoise`.
@@ -71,10 +74,12 @@ def make_segment_fn(
         root = jax.random.key(seed)
         case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
 
-        def member(index: Array) -> Array:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(case_keys, index)
+        def member(numbers: Array) -> Array:  # [B]
+            keys = jax.vmap(jax.random.fold_in)(case_keys, numbers)
+            pair_keys = jax.vmap(jax.random.fold_in)(case_keys, numbers // 2)
             shape = (*image.shape[:-1], model.mask_channels)
-            x_noise = samplers.gaussian_like(keys, jnp.zeros(shape))
+            sign = 1.0 - 2.0 * (numbers % 2)[:, None, None, None]
+            x_noise = sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape))
             arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver)
             if not path:
                 return process.x0_to_mask(samplers.sample(*arguments))
@@ -125,13 +130,14 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
     per_device = jax.shard_map(
         segment,
         mesh=mesh,
-        in_specs=(shared, cases, cases, shared, PartitionSpec("model")),
+        in_specs=(shared, cases, cases, shared, PartitionSpec("model", "data")),
         out_specs=PartitionSpec("model", "data"),
         check_vma=False,  # the scan's noise starts from keys that are the same on all devices
     )
     drawn = -(-members // mesh.shape["model"]) * mesh.shape["model"]
 
-    def all_members(params: Params, image: Array, case: Array, seed: Array, first: int) -> Array:
-        return per_device(params, image, case, seed, first + jnp.arange(drawn))[:members]
+    def all_members(params: Params, image: Array, case: Array, seed: Array, first: Array) -> Array:
+        numbers = first + jnp.arange(drawn)[:, None]
+        return per_device(params, image, case, seed, numbers)[:members]
 
     return jax.jit(all_members, out_shardings=replicated(mesh), compiler_options=compiler_options())

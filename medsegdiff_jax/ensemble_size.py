@@ -12,49 +12,72 @@ where two empty masks are equal (Dice 1) and an empty one has nothing in common 
 nothing: never fewer than window + 1, since the first member has no ensemble before it.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from medsegdiff_jax import fusion, metrics
 from medsegdiff_jax.types import InputError, Task
 
+WINDOW = 10
+
+
+class Stability:
+    """The rule for one case whose members come one after the other."""
+
+    def __init__(self, task: Task, method: str, *, tolerance: float = 0.001, window: int = WINDOW):
+        """Starts without members.
+
+        Args:
+          task: says how channels are decided and which of them is background.
+          method: of fusion, one of fusion.METHODS.
+          tolerance: loss of Dice from one ensemble to the next that counts as no change, >= 0.
+          window: members in a row that must change nothing, >= 1.
+
+        Raises:
+          InputError: unknown method, negative tolerance or window below 1.
+        """
+        if not tolerance >= 0 or window < 1:
+            raise InputError(f"tolerance ({tolerance}) must be >= 0 and window ({window}) >= 1")
+        self._task, self._tolerance, self._window = task, tolerance, window
+        self._fusion = fusion.RunningFusion(task, method)
+        self._before: np.ndarray | None = None
+        self._count = self._calm = 0  # members; those in a row that changed nothing
+
+    def add(self, members: Iterable[np.ndarray]) -> int | None:
+        """Members' probabilities [H, W, K] -> number of members at which the case got stable.
+
+        None while it is not stable; what comes after that number is not looked at.
+        """
+        for member in members:
+            if self._calm == self._window:
+                break
+            fused = fusion.decide(self._fusion.add(member), self._task)
+            after = fused[..., int(self._task.one_hot) :]
+            self._count += 1
+            if self._before is not None:
+                dice = np.nan_to_num(metrics.dice(after, self._before, axis=(0, 1)), nan=1.0)
+                same = (dice >= 1 - self._tolerance).all()
+                self._calm = self._calm + 1 if same else 0
+            self._before = after
+        return self._count if self._calm == self._window else None
+
 
 def members_needed(
-    members: np.ndarray, task: Task, method: str, *, tolerance: float = 0.001, window: int = 10
+    members: np.ndarray, task: Task, method: str, *, tolerance: float = 0.001, window: int = WINDOW
 ) -> list[int | None]:
     """Smallest stable ensemble of every case; see above.
 
     Args:
       members: [n, B, H, W, K] probabilities in [0, 1], in the order of drawing.
-      task: says how channels are decided and which of them is background.
-      method: of fusion, one of fusion.METHODS.
-      tolerance: loss of Dice from one ensemble to the next that counts as no change, >= 0.
-      window: members in a row that must change nothing, >= 1.
+      task, method, tolerance, window: as in `Stability`.
 
     Returns:
       B numbers in window + 1 .. n; None for a case that is not stable within n members.
 
     Raises:
-      InputError: unknown method, negative tolerance or window below 1.
+      InputError: as `Stability`.
     """
-    if tolerance < 0 or window < 1:
-        raise InputError(f"tolerance ({tolerance}) must be >= 0 and window ({window}) >= 1")
-    members = np.asarray(members)
-    needed: list[int | None] = [None] * members.shape[1]
-    calm = np.zeros(members.shape[1], np.int64)  # members in a row that changed nothing
-    before = _foreground(members[:1], task, method)
-    for n in range(2, len(members) + 1):
-        after = _foreground(members[:n], task, method)
-        dice = np.nan_to_num(metrics.dice(after, before, axis=(1, 2)), nan=1.0)
-        calm = np.where((dice >= 1 - tolerance).all(-1), calm + 1, 0)
-        for case in np.flatnonzero(calm == window):
-            needed[case] = needed[case] or n
-        if None not in needed:
-            break
-        before = after
-    return needed
-
-
-def _foreground(members: np.ndarray, task: Task, method: str) -> np.ndarray:
-    """[n, B, H, W, K] -> decided masks of the foreground channels of the fused ensemble."""
-    fused = fusion.decide(fusion.fuse(members, task, method), task)
-    return fused[..., int(task.one_hot) :]
+    cases = np.asarray(members).swapaxes(0, 1)
+    rules = (Stability(task, method, tolerance=tolerance, window=window) for _ in cases)
+    return [rule.add(case) for rule, case in zip(rules, cases, strict=True)]

@@ -62,10 +62,13 @@ class Validation:
         params = jax.jit(lambda tree: tree, out_shardings=whole)(params)
         for batch in self._batches():
             arrays = {name: batch[name] for name in ("image", "case")}
+            arrays["first"] = np.zeros(len(batch["case"]), np.int32)
             inputs = shard_shared(on_data(self._mesh), arrays)
             for prefix, segment in self._segment_fns.items():
                 with jax.set_mesh(self._mesh):
-                    members = segment(params, inputs["image"], inputs["case"], self._seed, 0)
+                    members = segment(
+                        params, inputs["image"], inputs["case"], self._seed, inputs["first"]
+                    )
                 members = jax.device_get(members)  # all fusion and scoring below is numpy
                 probability = fusion.fuse(members, task, self._settings.fusion)
                 decided = fusion.decide(probability, task).astype(bool)

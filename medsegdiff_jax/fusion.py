@@ -151,8 +151,7 @@ def fuse(members: np.ndarray, task: Task, method: str) -> np.ndarray:
     Raises:
       InputError: unknown method.
     """
-    if method not in METHODS:
-        raise InputError(f"fusion: {method!r} is not one of {', '.join(METHODS)}")
+    _check_method(method)
     members = np.asarray(members)
     if method == "mean":
         return mean(members).astype(np.float32)
@@ -167,6 +166,31 @@ def fuse(members: np.ndarray, task: Task, method: str) -> np.ndarray:
             total = fused.sum(-1, keepdims=True)
             fused = np.where(total > _TINY, fused / np.maximum(total, _TINY), counted)
     return fused.astype(np.float32)
+
+
+class RunningFusion:
+    """`fuse` of the first n members of one case, n = 1, 2, ..., as they come.
+
+    Means and votes are running sums; STAPLE begins anew with every member.
+    """
+
+    def __init__(self, task: Task, method: str):
+        """Starts empty. Raises InputError for an unknown method."""
+        _check_method(method)
+        self._task, self._method = task, method
+        self._members: list[np.ndarray] = []
+        self._sum: np.ndarray | float = 0.0
+        self._count = 0
+
+    def add(self, member: np.ndarray) -> np.ndarray:
+        """A member's probabilities [H, W, K] -> those of the ensemble with it, float32."""
+        self._count += 1
+        if self._method == "staple":
+            self._members.append(member)
+            return fuse(np.stack(self._members)[:, None], self._task, "staple")[0]
+        counted = member if self._method == "mean" else decide(member, self._task)
+        self._sum = self._sum + counted.astype(np.float64)
+        return (self._sum / self._count).astype(np.float32)
 
 
 def uncertainty(members: np.ndarray, task: Task) -> np.ndarray:
@@ -186,6 +210,11 @@ def uncertainty(members: np.ndarray, task: Task) -> np.ndarray:
     else:
         entropy = (-(xlogy(p, p) + xlogy(1 - p, 1 - p)) / np.log(2)).max(-1)
     return np.clip(entropy, 0.0, 1.0).astype(np.float32)
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise InputError(f"fusion: {method!r} is not one of {', '.join(METHODS)}")
 
 
 def _as_decisions(decisions: np.ndarray) -> np.ndarray:

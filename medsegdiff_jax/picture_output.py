@@ -91,7 +91,7 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
     return case_files(
         case_id=result.case_id,
         seconds=result.seconds,
-        members=result.size,
+        members=result.fused_members,
         pictures=report.case_pictures(result.case_id, result.image, *answers, task),
         writers=writers,
         task=task,

@@ -3,19 +3,17 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from medsegdiff_jax.types import InputError
-
 LOG_SECONDS = 20  # between lines where there is no terminal
 
 _log = logging.getLogger("medsegdiff_jax")
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
 
 
 def progress(items: Iterable[T], total: int, label: str, unit: str = "case") -> Iterator[T]:
@@ -41,23 +39,3 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := following.result()) is not end:
             following = thread.submit(next, items, end)
             yield item
-
-
-def one_behind(start: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Each item with what `start` returned for it, once the next one is started.
-
-    What was started before an item that cannot be read is yielded before its error is raised.
-    """
-    waiting = None
-    try:
-        for item in items:
-            following = item, start(item)
-            if waiting:
-                yield waiting
-            waiting = following
-    except InputError:
-        if waiting:
-            yield waiting
-        raise
-    if waiting:
-        yield waiting

@@ -41,7 +41,7 @@ CONVENTIONS = {
 _ALT = {
     "dice.png": "Plot: Dice of every case as a point, quartiles of each class as a box",
     "reliability.png": "Plot: frequency of the reference against the predicted probability",
-    "members.png": "Plot: mean Dice of the fused mask against the number of members",
+    "members.png": "Plot: mean Dice of the vote of the saved members against their number",
     "risk_coverage.png": "Plot: mean error of the most certain cases against their share",
 }
 
@@ -132,6 +132,7 @@ def _score_case(
     reference = fusion.majority(list(rated.values()), task)
     members = scored_files.read_members(folder, names, task, shape)
     case_spacing = grid.spacing if grid else spacing or (1.0, 1.0)
+    first = uncertainty_scoring.dice_of_first(members, reference, task)
     for index, class_name in enumerate(task.classes):
         masks = [class_mask(labels, task, index) for labels in (prediction, reference)]
         doubt = uncertainty_scoring.score_case(
@@ -142,6 +143,7 @@ def _score_case(
             raters={name: class_mask(labels, task, index) for name, labels in rated.items()},
             reference=masks[1],
             spacing=case_spacing,
+            first=first[index],
         )
         yield aggregate.score_case(case, class_name, *masks, case_spacing), doubt
 

@@ -8,8 +8,6 @@ back to the image's own size and decided there; labels are never interpolated.
 """
 
 import dataclasses
-import functools
-import itertools
 import os
 import time
 import zlib
@@ -21,7 +19,8 @@ from jax.sharding import Mesh
 
 from medsegdiff_jax import denoiser, fusion, imaging, networks, process
 from medsegdiff_jax.checkpoint import LoadedModel, load_model
-from medsegdiff_jax.ensemble_size import members_needed
+from medsegdiff_jax.drawing import DrawFn, Ensemble, Group, draw_all
+from medsegdiff_jax.ensemble_size import WINDOW, Stability
 from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.partitioning import (
     even_batch,
@@ -30,7 +29,6 @@ from medsegdiff_jax.partitioning import (
     sampling_mesh,
     shard_batch,
 )
-from medsegdiff_jax.progress import ahead, one_behind
 from medsegdiff_jax.types import Array, InputError, case_key
 
 
@@ -75,8 +73,9 @@ class CaseResult:
       mask: [H, W] label ids, uint8 or uint16.
       probability: [H, W, K] float32 fused, in [0, 1].
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
-      size: n, the number of members that were fused.
-      seconds: its share of the time from the end of the batch before to the end of its own.
+      fused_members: n, the number of members that were fused.
+      seconds: its share of the time from the end of one batch to that of the next, of all batches
+        that it was in.
       members: [n, H, W] label ids of each, or None if not asked for.
       path: [steps, S, S, 2 K] float32 how the first sample came about, at the network's size: the
         noisy masks, of unit variance, and the probabilities made of them; None if not asked for.
@@ -87,7 +86,7 @@ class CaseResult:
     mask: np.ndarray
     probability: np.ndarray
     uncertainty: np.ndarray
-    size: int
+    fused_members: int
     seconds: float
     members: np.ndarray | None = None
     path: np.ndarray | None = None
@@ -140,7 +139,7 @@ class Segmenter:
         images: np.ndarray | Sequence[np.ndarray],
         *,
         case_ids: Sequence[str] | None = None,
-        **settings: int | str | None,
+        **settings: float | str | None,
     ) -> Segmentation:
         """Segments images of any sizes.
 
@@ -171,7 +170,7 @@ class Segmenter:
             )
         )
 
-    def choose(self, **changes: int | str | None) -> Settings:
+    def choose(self, **changes: float | str | None) -> Settings:
         """The model's settings with these changes (None = unchanged).
 
         Raises:
@@ -191,8 +190,13 @@ class Segmenter:
             raise InputError(f"tolerance: {settings.tolerance} is not in 0..1")
         if not 0 <= settings.seed < 2**32:
             raise InputError(f"seed: {settings.seed} is not in 0..2^32-1")
-        if settings.steps == 0:
-            settings = dataclasses.replace(settings, members=1)  # nothing random is drawn
+        if settings.steps == 0:  # nothing random is drawn
+            settings = dataclasses.replace(settings, members=1, tolerance=0.0)
+        if settings.tolerance and settings.members <= WINDOW:
+            raise InputError(
+                f"tolerance: at most {settings.members} members are too few for it; an ensemble is "
+                f"stable when {WINDOW} of them in a row change nothing, the first not counted"
+            )
         self._segment_fn(settings)
         return settings
 
@@ -204,10 +208,10 @@ class Segmenter:
         keep_members: bool = False,
         keep_path: bool = False,
     ) -> Iterator[CaseResult]:
-        """Segments (case id, image [H, W, C]) pairs batch by batch; memory holds three batches.
+        """Segments (case id, image [H, W, C]) pairs batch by batch; memory holds a few batches.
 
         While the devices sample one batch, a thread reads the next, and the caller deals with the
-        results of the last.
+        results of the last (see `drawing`).
 
         Args:
           cases: read lazily.
@@ -221,72 +225,78 @@ class Segmenter:
         Raises:
           InputError: an image that cannot be used; names the case. A path of 0 steps.
         """
+        ensembles = (self._new_ensemble(*case, settings) for case in cases)
+        draw = self._drawing(settings, keep_path)
+        for ensemble in draw_all(ensembles, draw, even_batch(settings.batch_size)):
+            result = self._result(ensemble, settings)
+            if keep_members:
+                members = self._all_labels(ensemble.members, ensemble.image.shape[:2])
+                result = dataclasses.replace(result, members=members)
+            yield result
+
+    def _new_ensemble(self, case_id: str, image: np.ndarray, settings: Settings) -> Ensemble:
+        rule = None
+        if settings.tolerance:
+            rule = Stability(self.task, settings.fusion, tolerance=settings.tolerance)
+        return Ensemble(case_id, image, self._prepare(case_id, image), rule, settings.members)
+
+    def _drawing(self, settings: Settings, keep_path: bool) -> DrawFn:
+        """Starts calls of the compiled ensemble; a call takes its time from the end of the last."""
         mesh, segment = self._segment_fn(settings)
         _, trace = self._segment_fn(settings, path=True) if keep_path else (None, None)
         params = jax.device_put(self.params, replicated(mesh))
+        size, ended = even_batch(settings.batch_size), time.perf_counter()
 
-        def start(batch: _Prepared, first: int = 0) -> tuple[Array, Array | None]:
-            arrays = shard_batch(on_data(mesh), {"image": batch.image, "case": batch.keys})
-            arguments = (params, arrays["image"], arrays["case"], np.uint32(settings.seed), first)
+        def draw(group: Group) -> Callable[[], None]:
+            padded = group + [group[-1]] * (size - len(group))
+            batch = {
+                "image": np.stack([one.network_image for one in padded]),
+                "case": np.array([case_key(one.case_id) for one in padded], np.uint32),
+                "first": np.array([one.size for one in padded], np.int32),
+            }
+            arrays = shard_batch(on_data(mesh), batch)
+            seed, first = np.uint32(settings.seed), arrays["first"]
             with jax.set_mesh(mesh):
-                return segment(*arguments), trace(*arguments) if trace and not first else None
+                known = (params, arrays["image"], arrays["case"], seed)
+                running = segment(*known, first), trace(*known, 0 * first) if trace else None
 
-        prepared = self._prepared(cases, even_batch(settings.batch_size))
-        began = time.perf_counter()
-        for batch, running in one_behind(start, ahead(prepared)):
-            samples, paths = jax.device_get(running)
-            ensembles = self._ensembles(samples, settings, lambda n, b=batch: start(b, n)[0])
-            ensembles = ensembles[: len(batch.cases)]
-            fused = [fusion.fuse(own[:, None], self.task, settings.fusion)[0] for own in ensembles]
-            doubt = [fusion.uncertainty(own, self.task) for own in ensembles]
-            ended = time.perf_counter()
-            seconds, began = (ended - began) / len(batch.cases), ended
-            for index, (case_id, image) in enumerate(batch.cases):
-                size = len(ensembles[index])
-                result = self._restore(case_id, image, fused[index], doubt[index], size, seconds)
-                if settings.fusion == "mean" and self.temperature != 1:
-                    result = self._calibrated(result)
-                if keep_members:
-                    members = self._all_labels(ensembles[index], image.shape[:2])
-                    result = dataclasses.replace(result, members=members)
-                if keep_path:
-                    result = dataclasses.replace(result, path=paths[0, index])
-                yield result
+            def finish() -> None:
+                nonlocal ended
+                samples, paths = jax.device_get(running)
+                for index, one in enumerate(group):
+                    one.add(samples[:, index])
+                    if keep_path:
+                        one.path = paths[0, index]
+                began, ended = ended, time.perf_counter()
+                for one in group:
+                    one.seconds += (ended - began) / len(group)
 
-    def _ensembles(
-        self, samples: np.ndarray, settings: Settings, more: Callable[[int], Array]
-    ) -> list[np.ndarray]:
-        """The members of each case of a batch that are fused, [n, S, S, K].
+            return finish
 
-        Args:
-          samples: [m, B, S, S, K], the first members of all cases.
-          settings: a tolerance lets every case have its own n, whatever cases it is sampled with.
-          more: number of the first -> the next m members of all cases.
-        """
-        if not settings.tolerance:
-            return list(samples.swapaxes(0, 1))
-        enough = functools.partial(
-            members_needed, task=self.task, method=settings.fusion, tolerance=settings.tolerance
-        )
-        while None in (sizes := enough(samples)) and len(samples) < settings.members:
-            drawn = jax.device_get(more(len(samples)))
-            samples = np.concatenate([samples, drawn])[: settings.members]
-        sizes = [size or settings.members for size in sizes]
-        return [samples[:size, index] for index, size in enumerate(sizes)]
+        return draw
 
-    def _prepared(
-        self, cases: Iterable[tuple[str, np.ndarray]], size: int
-    ) -> Iterator["_Prepared"]:
-        """Batches of `size` cases; the last one is padded by repeating its last case."""
-        for batch in _batches(cases, size):
-            inputs = [self._prepare(case_id, image) for case_id, image in batch]
-            keys = [case_key(case_id) for case_id, _ in batch]
-            padding = size - len(batch)
-            yield _Prepared(
-                cases=batch,
-                image=np.stack(inputs + [inputs[-1]] * padding),
-                keys=np.array(keys + [keys[-1]] * padding, np.uint32),
+    def _result(self, ensemble: Ensemble, settings: Settings) -> CaseResult:
+        """Network-sized samples -> the fused answer in the image's own size."""
+        shape = ensemble.image.shape[:2]
+        fused = fusion.fuse(ensemble.members[:, None], self.task, settings.fusion)[0]
+        doubt = fusion.uncertainty(ensemble.members, self.task)
+        probability = imaging.resize_probability(fused, shape)
+        mask = self._labels(probability)
+        if settings.fusion == "mean" and self.temperature != 1:
+            calibrated = apply_temperature(
+                probability, self.temperature, exclusive=self.task.one_hot
             )
+            probability = calibrated.astype(np.float32)
+        return CaseResult(
+            case_id=ensemble.case_id,
+            image=ensemble.image,
+            mask=mask,
+            probability=probability,
+            uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
+            fused_members=ensemble.size,
+            seconds=ensemble.seconds,
+            path=ensemble.path,
+        )
 
     def _segment_fn(
         self, settings: Settings, *, path: bool = False
@@ -324,35 +334,6 @@ class Segmenter:
             raise InputError(f"{case_id}: {error}") from error
         return imaging.normalize(imaging.to_unit(small), self.task)
 
-    def _restore(
-        self,
-        case_id: str,
-        image: np.ndarray,
-        probability: np.ndarray,
-        doubt: np.ndarray,
-        size: int,
-        seconds: float,
-    ) -> CaseResult:
-        """Network-sized answers -> the image's own size."""
-        shape = image.shape[:2]
-        probability = imaging.resize_probability(probability, shape)
-        return CaseResult(
-            case_id=case_id,
-            image=image,
-            mask=self._labels(probability),
-            probability=probability,
-            uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
-            size=size,
-            seconds=seconds,
-        )
-
-    def _calibrated(self, result: CaseResult) -> CaseResult:
-        """With the probability that the checkpoint's temperature makes of it; the mask stays."""
-        probability = apply_temperature(
-            result.probability, self.temperature, exclusive=self.task.one_hot
-        )
-        return dataclasses.replace(result, probability=probability.astype(np.float32))
-
     def _all_labels(self, members: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Samples [n, S, S, K] -> label ids [n, H, W]."""
         return np.stack(
@@ -366,23 +347,6 @@ class Segmenter:
 def content_id(image: Array | np.ndarray) -> str:
     """A name for an image that has none: the CRC-32 of its pixels, as 8 hex digits."""
     return f"{zlib.crc32(np.ascontiguousarray(image).tobytes()):08x}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A batch as the network takes it: image [B, S, S, C], keys [B]; B is at least len(cases)."""
-
-    cases: list[tuple[str, np.ndarray]]
-    image: np.ndarray
-    keys: np.ndarray
-
-
-def _batches(
-    cases: Iterable[tuple[str, np.ndarray]], size: int
-) -> Iterator[list[tuple[str, np.ndarray]]]:
-    iterator = iter(cases)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

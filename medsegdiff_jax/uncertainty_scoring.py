@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import metrics
+from medsegdiff_jax import fusion, imaging, metrics
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import Summary
 from medsegdiff_jax.metrics.calibration import BINS, BORDER_PIXELS, Calibration
 from medsegdiff_jax.metrics.ranking import Ranking
+from medsegdiff_jax.types import InputError, Task
+
+_VOXELS = 1 << 17  # voxels whose votes are counted at once; bounds the memory
 
 SAMPLE_METRICS = {
     "ged": "energy_distance",
@@ -41,8 +44,8 @@ CONVENTIONS = {
     "ours, for the confidence interval (CI) that the paper does not define; below 40 samples: "
     "intersection over union of all; falls with the number of samples",
     "volume_variation": "standard deviation (n - 1) of the samples' volumes over their mean",
-    "dice_of_first": "Dice against the majority of the raters of what at least half of the first n "
-    "members mark, n = 1, 2, ...; a case with fewer members keeps its last value",
+    "dice_of_first": "Dice against the majority of the raters of the vote of the first n members, "
+    "n = 1, 2, ...; a case with fewer members keeps its last value",
     "region_entropy": "mean binary entropy in bits over pixels with p >= 0.5 or entropy >= 0.5",
     "calibration": "foreground probability of each class, as stored in 8 bits, against the share "
     "of the raters; each rater's pixel is an event, all cases pooled",
@@ -68,7 +71,7 @@ class CaseUncertainty:
       values: SAMPLE_METRICS where there are members, "region_entropy" where there is a probability.
       calibration: {"image", "border": sums over pixels} where there is a probability.
       rater_dice: {rater: Dice against the majority}, NaN if both are empty; {} with one rater.
-      dice_of_first: Dice of the majority of the first n members, n = 1, 2, ..., NaN if it and the
+      dice_of_first: Dice of the vote of the first n members, n = 1, 2, ..., NaN if it and the
         reference are empty; [] without members.
     """
 
@@ -105,6 +108,36 @@ class Uncertainty:
         return bool(self.table or self.rater_dice)
 
 
+def dice_of_first(
+    members: Sequence[np.ndarray], reference: np.ndarray, task: Task
+) -> list[list[float]]:
+    """Dice of the vote of the first n members, n = 1, 2, ... (figure 3 of the paper).
+
+    Args:
+      members: label maps [...] of one case.
+      reference: label map [...].
+      task: says which labels there are; `fusion.decide` makes the votes a mask.
+
+    Returns:
+      Per class one value per n, NaN where vote and reference are both empty; [] without members.
+    """
+    classes, first = len(task.classes), int(task.one_hot)
+    shared, marked = np.zeros((2, len(members), classes))
+    flat = [labels.reshape(-1) for labels in (reference, *members)]
+    for start in range(0, flat[0].size, _VOXELS):
+        own, *parts = (
+            imaging.labels_to_mask(labels[start : start + _VOXELS], task) for labels in flat
+        )
+        votes = np.zeros(own.shape, np.float32)
+        for n, part in enumerate(parts):
+            votes += part
+            decided = fusion.decide(votes / (n + 1), task)
+            shared[n] += np.sum(decided & own, axis=0)[first:]
+            marked[n] += np.sum(decided, axis=0)[first:] + np.sum(own, axis=0)[first:]
+    with np.errstate(invalid="ignore"):
+        return (2 * shared / marked).T.tolist()
+
+
 def score_case(
     case: str,
     class_name: str,
@@ -114,6 +147,7 @@ def score_case(
     raters: Mapping[str, np.ndarray],
     reference: np.ndarray,
     spacing: Sequence[float],
+    first: Sequence[float] = (),
 ) -> CaseUncertainty:
     """All numbers of one case and class.
 
@@ -125,6 +159,7 @@ def score_case(
       raters: name -> mask [...] in {0, 1}.
       reference: [...] the majority of the raters.
       spacing: pixel size along each axis.
+      first: of `dice_of_first`, those of this class.
 
     Raises:
       InputError: shapes that differ, or values other than 0 and 1 in a mask.
@@ -144,17 +179,8 @@ def score_case(
             "border": metrics.measure_calibration(probability, target, band),
         }
     agreement = {name: metrics.dice(mask, reference) for name, mask in raters.items()}
-    first = [] if samples is None else _dice_of_first(samples, reference)
     agreement = agreement if len(raters) > 1 else {}
-    return CaseUncertainty(case, class_name, values, sums, agreement, first)
-
-
-def _dice_of_first(samples: Sequence[np.ndarray], reference: np.ndarray) -> list[float]:
-    votes, found = np.zeros(reference.shape, np.int32), []
-    for n, sample in enumerate(samples, start=1):
-        votes += sample
-        found.append(float(metrics.dice(2 * votes >= n, reference)))
-    return found
+    return CaseUncertainty(case, class_name, values, sums, agreement, list(first))
 
 
 def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: str) -> Uncertainty:
@@ -165,7 +191,16 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
       errors: 1 - Dice of the fused mask of each, NaN to leave it out of the ranking.
       policy: "strict" counts two empty masks as a Dice of 1 between rater and majority; "ignore"
         leaves them out.
+
+    Raises:
+      InputError: something was saved of some cases and not of others.
     """
+    for one in cases:
+        if one.values.keys() != cases[0].values.keys():
+            raise InputError(
+                f"{one.case}: has other files (members, probability) than {cases[0].case}; sample "
+                "all cases with the same --save"
+            )
     by_class: dict[str, list[CaseUncertainty]] = {}
     errors_of: dict[str, list[float]] = {}
     for one, error in zip(cases, errors, strict=True):

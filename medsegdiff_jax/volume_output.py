@@ -167,7 +167,7 @@ class _Volume:
                 self._put("members", index, member)
         self._done += 1
         self._seconds += result.seconds
-        self._members += result.size
+        self._members += result.fused_members
         return self._done == len(self.slices)
 
     def _put(self, what: str, index: int, plane: np.ndarray) -> None:

@@ -34,7 +34,8 @@ def segment(model, image, case, *, members=3, steps=3, sampler="ddpm", chunk=3, 
     fn = denoiser.make_segment_fn(
         network, diffusion, steps=steps, sampler=sampler, member_chunk=chunk
     )
-    case, members = jnp.asarray(case, jnp.uint32), jnp.arange(members)
+    case = jnp.asarray(case, jnp.uint32)
+    members = jnp.broadcast_to(jnp.arange(members)[:, None], (members, len(case)))
     return np.asarray(jax.jit(fn)(params, image, case, np.uint32(seed), members))
 
 
@@ -61,6 +62,31 @@ def test_members_cases_and_seeds_differ(model, image):
     assert np.abs(first[:, 0] - first[:, 1]).max() > 1e-3  # cases
     np.testing.assert_allclose(first[:, 1], first[:, 2], atol=1e-5)
     assert np.abs(first - segment(model, same_image, [1, 2, 2], seed=1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_members_come_in_pairs_that_start_from_opposite_noise(model, image, sampler):
+    network, diffusion, params = model
+    settings = {"steps": 1, "sampler": sampler, "member_chunk": 4}
+    fn = denoiser.make_segment_fn(network, diffusion, **settings, path=True)
+    numbers = jnp.array([[0, 2], [1, 3]])
+    case = jnp.array([5, 5], jnp.uint32)
+    path = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers))
+    start = path[:, :, 0, ..., 0]
+    np.testing.assert_allclose(start[0], -start[1], atol=1e-6)
+    assert np.abs(start[0, 0] - start[0, 1]).max() > 1  # another pair, other noise
+    assert 0.8 < start[0].std() < 1.2
+
+
+def test_each_case_may_continue_its_own_ensemble(model, image):
+    network, diffusion, params = model
+    whole = segment(model, image[:2], [5, 6], members=5, chunk=5)
+    fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddpm", member_chunk=2)
+    numbers = jnp.array([[1, 3], [2, 4]])
+    case = jnp.array([5, 6], jnp.uint32)
+    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers))
+    np.testing.assert_allclose(part[:, 0], whole[1:3, 0], atol=1e-4)
+    np.testing.assert_allclose(part[:, 1], whole[3:5, 1], atol=1e-4)
 
 
 def test_more_members_keep_the_first(model, image):
@@ -98,7 +124,7 @@ def scan_bodies(jaxpr):
 def test_the_condition_model_is_outside_the_loop(model, image):
     network, diffusion, params = model
     fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
-    case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.arange(2)
+    case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.zeros((2, 3), jnp.int32)
     whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
     inside = max(primitives(body, "conv_general_dilated") for body in scan_bodies(whole))
     condition = jax.make_jaxpr(
@@ -116,7 +142,7 @@ def test_the_condition_model_is_outside_the_loop(model, image):
 def test_filters_are_computed_once_per_step_for_all_members_and_cases(model, image):
     network, diffusion, params = model
     fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
-    case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.arange(2)
+    case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.zeros((2, 3), jnp.int32)
     whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
     body = next(b for b in scan_bodies(whole) if primitives(b, "fft"))
     tokens = (SIZE // 2 // network.semantic_patch) ** 2

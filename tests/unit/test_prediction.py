@@ -88,9 +88,9 @@ def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
     assert run(save=("mask", "uncertainty")) == "abc"  # was not saved
     assert run(save=("mask", "uncertainty"), seed=1) == "abc"
     assert run(save=("mask", "uncertainty"), seed=1) == ""
-    assert run(save=("mask", "uncertainty"), seed=1, tolerance=0.1) == "abc"
+    assert run(save=("mask", "uncertainty"), seed=1, members=12, tolerance=0.9) == "abc"
     entries = json.loads((tmp_path / "out" / "run.json").read_text())["cases"].values()
-    assert [entry["members"] for entry in entries] == [3] * 3  # too few for the rule
+    assert all(entry["members"] in (11, 12) for entry in entries)
 
 
 def test_a_damaged_list_of_what_is_done_is_made_anew(run, tmp_path):

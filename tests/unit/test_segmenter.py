@@ -44,10 +44,11 @@ class Recorder:
 
 @pytest.fixture
 def recorded(segmenter, monkeypatch):
-    """Puts a Recorder of two different members in place of the network; returns it."""
+    """Puts a Recorder of three different members in place of the network; returns it."""
     ramp = np.linspace(0, 1, 16, dtype=np.float32)
     steep = np.clip(3 * ramp - 1, 0, 1)
-    members = np.stack([np.tile(ramp, (16, 1)), np.tile(steep, (16, 1))])[..., None]
+    rows = (ramp, steep, 0.2 + 0.5 * ramp)
+    members = np.stack([np.tile(row, (16, 1)) for row in rows])[..., None]
     recorder = Recorder(members)
     monkeypatch.setattr(segmenter, "_segment_fn", lambda settings: (sampling_mesh(1), recorder))
     return recorder
@@ -119,7 +120,8 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     result = segmenter([image], case_ids=["x"], fusion="mean")
     row = result.probability[0, 8, :, 0]
     fused = recorded.samples.mean(axis=0)
-    np.testing.assert_array_equal(row, imaging.resize_probability(fused, (16, 64))[8, :, 0])
+    expected = imaging.resize_probability(fused, (16, 64))[8, :, 0]
+    np.testing.assert_allclose(row, expected, rtol=1e-6)
     assert len(np.unique(row)) > 40  # a resized decision would have two values
     np.testing.assert_array_equal(result.mask[0, 8], np.where(row >= 0.5, 255, 0))
     vote = segmenter([image], case_ids=["x"], fusion="vote").probability[0, 8, :, 0]
@@ -139,8 +141,14 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
 ):
     def drawing(settings):
         def draw(params, image, case, seed, first):
-            numbers = range(first, first + settings.drawn_at_once)
-            return np.stack([[jittered(one, n) for one in np.asarray(case)] for n in numbers])
+            numbers = np.asarray(first) + np.arange(settings.drawn_at_once)[:, None]
+            pairs = np.broadcast_to(np.asarray(case), numbers.shape), numbers
+            return np.stack(
+                [
+                    [jittered(*one) for one in zip(*row, strict=True)]
+                    for row in zip(*pairs, strict=True)
+                ]
+            )
 
         return sampling_mesh(1), draw
 
@@ -152,14 +160,14 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
         return list(segmenter.stream(cases, settings, keep_members=True))
 
     whole = run(batch_size=2)
-    assert [result.size for result in whole] == [40] * 5
+    assert [result.fused_members for result in whole] == [40] * 5
     samples = np.stack([[jittered(case_key(name), n) for name in "abcde"] for n in range(40)])
     needed = members_needed(samples, segmenter.task, method, tolerance=0.006)
     sizes = [size or 40 for size in needed]
     assert len(set(sizes)) > 2 and min(sizes) < 30 and None in needed
     for batch_size, chunk in ((1, 4), (3, 7), (5, 60)):
         found = run(batch_size=batch_size, member_chunk=chunk, tolerance=0.006)
-        assert [result.size for result in found] == sizes
+        assert [result.fused_members for result in found] == sizes
         for index, (result, all_members) in enumerate(zip(found, whole, strict=True)):
             np.testing.assert_array_equal(result.members, all_members.members[: sizes[index]])
             own = fusion.fuse(samples[: sizes[index], index : index + 1], segmenter.task, method)
@@ -169,7 +177,32 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
             )
     last = max(size for size in sizes if size < 40)
     found = run(members=last - 1, member_chunk=last - 2, tolerance=0.006)  # draws more than that
-    assert [result.size for result in found] == [min(size, last - 1) for size in sizes]
+    assert [result.fused_members for result in found] == [min(size, last - 1) for size in sizes]
+
+
+def test_members_drawn_later_are_those_of_a_larger_ensemble(segmenter, images):
+    cases = list(zip("abcde", images, strict=True))
+
+    def run(**changes):
+        settings = segmenter.choose(members=24, batch_size=3, **changes)
+        return list(segmenter.stream(cases, settings, keep_members=True))
+
+    whole = run()
+    found = run(member_chunk=5, tolerance=0.02)
+    assert {result.fused_members for result in whole} == {24}
+    assert max(result.fused_members for result in found) > 10
+    for result, all_members in zip(found, whole, strict=True):
+        first = all_members.members[: result.fused_members]
+        # Another chunk moves last digits, and with them hardly a pixel at one half.
+        assert np.mean(result.members != first) < 1e-3
+
+
+@pytest.mark.parametrize(("members", "tolerance"), [(10, 0.001), (3, 0.9)])
+def test_a_tolerance_needs_more_members_than_must_change_nothing(segmenter, members, tolerance):
+    with pytest.raises(InputError, match=f"tolerance: at most {members} members are too few"):
+        segmenter.choose(members=members, tolerance=tolerance)
+    assert segmenter.choose(members=11, tolerance=tolerance).tolerance == tolerance
+    assert segmenter.choose(members=members, steps=0, tolerance=tolerance).tolerance == 0
 
 
 def test_slices_of_volumes_come_prepared(tiny_model):

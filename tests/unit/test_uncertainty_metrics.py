@@ -1,14 +1,19 @@
 """Distribution, calibration and ranking against closed forms, and what scoring makes of them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from medsegdiff_jax import report, uncertainty_scoring
+from medsegdiff_jax import fusion, metrics, report, uncertainty_scoring
 from medsegdiff_jax.metrics import calibration, distribution, ranking
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, Task, class_mask
+
+LESION = Task(("lesion",), (1,), True, 3)
+EXCLUSIVE = Task(("a", "b"), (1, 2), True, 1)
+REGIONS = Task(("disc", "cup"), (1, 2), False, 3)
 
 
 def halves(*columns):
@@ -153,10 +158,14 @@ def test_entropy_counts_where_something_is_predicted_or_in_doubt():
 def case(name, probability):
     """A case of two samples, two raters and a constant probability."""
     raters = dict(zip("xy", halves(4, 6), strict=True))
+    (first,) = uncertainty_scoring.dice_of_first(
+        halves(4, 6).astype(np.uint8), raters["x"].astype(np.uint8), LESION
+    )
     return uncertainty_scoring.score_case(
         name,
         "lesion",
         samples=halves(4, 6),
+        first=first,
         probability=np.full((4, 8), probability),
         raters=raters,
         reference=raters["x"],
@@ -214,6 +223,9 @@ def test_a_case_with_fewer_members_keeps_its_last_value():
         return uncertainty_scoring.score_case(
             "a", "lesion", samples=samples, probability=None, raters={"x": reference},
             reference=reference, spacing=(1.0, 1.0),
+            first=uncertainty_scoring.dice_of_first(
+                samples.astype(np.uint8), reference.astype(np.uint8), LESION
+            )[0],
         )  # fmt: skip
 
     one, three = scored(halves(2), halves(4)[0]), scored(halves(0, 8, 8), halves(8)[0])
@@ -224,6 +236,28 @@ def test_a_case_with_fewer_members_keeps_its_last_value():
         found = uncertainty_scoring.collect([one, three, nothing], [0.0] * 3, policy)
         means = [summary.mean for summary in found.dice_of_first["lesion"]]
         assert means == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task", [EXCLUSIVE, REGIONS])
+def test_the_vote_of_the_first_members_is_decided_as_everywhere(task, monkeypatch):
+    monkeypatch.setattr(uncertainty_scoring, "_VOXELS", 7)
+    rng = np.random.default_rng(0)
+    *members, reference = rng.integers(0, 3, (6, 5, 9), dtype=np.uint8)
+    found = uncertainty_scoring.dice_of_first(members, reference, task)
+    for n in range(1, 6):
+        fused = fusion.majority(members[:n], task)
+        for index in range(2):
+            ours, own = (class_mask(labels, task, index) for labels in (fused, reference))
+            assert found[index][n - 1] == pytest.approx(float(metrics.dice(ours, own)))
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_cases_of_which_other_things_were_saved_are_named(order):
+    whole, bare = case("whole", 0.5), case("bare", 0.5)
+    without = {"region_entropy": bare.values["region_entropy"]}
+    both = [whole, dataclasses.replace(bare, values=without)]
+    with pytest.raises(InputError, match="(bare|whole): has other files.*than (bare|whole)"):
+        uncertainty_scoring.collect([both[index] for index in order], [0.1, 0.2], "strict")
 
 
 def test_less_agreement_is_more_doubt_and_empty_raters_follow_the_policy():
