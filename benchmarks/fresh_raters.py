@@ -22,25 +22,26 @@ TASK = model.TASKS["binary"]
 SEED = 9
 
 
-def through(mask: np.ndarray, side: int) -> np.ndarray:
-    """[N, N] probabilities or a mask in [0, 1] -> what is left of it after `side` x `side` pixels.
+def mask_through(mask: np.ndarray, side: int) -> np.ndarray:
+    """Mask [N, N] bool -> what is left of it, [N, N, 1] in [0, 1], after `side` x `side` pixels.
 
-    A mask is resized as training masks are, a probability like a picture; both come back as the
-    fused probability does.
+    It is resized as training masks are, and comes back as the fused probability does.
     """
-    shape = (side, side)
-    if np.isin(mask, (0, 1)).all():
-        small = imaging.resize_labels(mask.astype(np.uint8), shape)[..., None].astype(np.float32)
-    else:
-        small = imaging.resize_image(mask[..., None].astype(np.float32), shape)
-    return imaging.resize_probability(small, mask.shape)
+    small = imaging.resize_labels(mask.astype(np.uint8), (side, side)).astype(np.float32)
+    return imaging.resize_probability(small[..., None], mask.shape)
+
+
+def probability_through(probability: np.ndarray, side: int) -> np.ndarray:
+    """The same of probabilities [N, N], which are resized like a picture."""
+    small = imaging.resize_image(probability[..., None].astype(np.float32), (side, side))
+    return imaging.resize_probability(small, probability.shape)
 
 
 def write_case(folder: Path, case: str, count: int, side: int) -> dict[str, str | list[str]]:
     """Writes the files of a case; returns {what: file name or names}, as run.json lists them."""
     raters = model.fresh_raters(case, count, SEED) > 0
-    probability = through(model.rater_probability(case)[0], side)
-    members = [fusion.decide(through(rater * 1.0, side), TASK) for rater in raters]
+    probability = probability_through(model.rater_probability(case)[0], side)
+    members = [fusion.decide(mask_through(rater, side), TASK) for rater in raters]
     pictures = {
         "mask": [imaging.mask_to_labels(fusion.decide(probability, TASK), TASK)],
         "probability": [report.to_byte(probability[..., 0])],

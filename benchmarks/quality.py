@@ -144,9 +144,10 @@ def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
 
 
 def stable_members(run: Run, workdir: Path, predictions: Path, folder: str) -> dict[str, float]:
-    """Members until the ensemble is stable: {"mean", and the number of "cases"; "most" allowed}.
+    """Members until the ensemble is stable: "mean", "most" allowed, number of "cases", "unstable" ones.
 
-    A case that is not stable with the most members counts as these.
+    A case that is not stable with the most members counts as these, so that with any of them
+    ("unstable") the mean is too low.
     """
     names = imaging.read_names(Path(folder) / "test.txt")
     chosen = names[:: -(-len(names) // STABLE_CASES)]
@@ -156,8 +157,13 @@ def stable_members(run: Run, workdir: Path, predictions: Path, folder: str) -> d
             f"--output={output}", "--save=mask", *run.sampling, f"--members={STABLE_MEMBERS}",
             "--tolerance=0.001")  # fmt: skip
     cases = json.loads((output / "run.json").read_text())["cases"].values()
-    mean = float(np.mean([case["members"] for case in cases]))
-    return {"mean": mean, "cases": len(cases), "most": STABLE_MEMBERS}
+    members = np.array([case["members"] for case in cases])
+    return {
+        "mean": float(members.mean()),
+        "cases": len(members),
+        "most": STABLE_MEMBERS,
+        "unstable": int((members == STABLE_MEMBERS).sum()),
+    }
 
 
 def command(*words: str) -> None:
@@ -258,11 +264,18 @@ def _line(
     spent = group[0]["cost"]
     cells += [f"{spent['parameters']:.2f}", f"{spent['denoise']:.2f}" if spent["denoise"] else ""]
     cells.append(f"{_gflop(group[0], group[0]['sampling']['members']):.1f}")
-    stable = [row["stable_members"]["mean"] for row in group if row.get("stable_members")]
-    cells.append(f"{np.mean(stable):.1f} ({_gflop(group[0], np.mean(stable)):.1f} GFLOP)"
-                 if stable else "")  # fmt: skip
+    cells.append(_stable_cell(group))
     cells.append(f"{np.mean([row['seconds_per_case'] for row in group]):.2f}")
     return "| " + " | ".join(cells) + " |"
+
+
+def _stable_cell(group: list[dict[str, Any]]) -> str:
+    found = [row["stable_members"] for row in group if row.get("stable_members")]
+    if not found:
+        return ""
+    mean = np.mean([one["mean"] for one in found])
+    unstable, cases = (sum(one[key] for one in found) for key in ("unstable", "cases"))
+    return f"{mean:.1f} ({unstable} of {cases} more; {_gflop(group[0], mean):.1f} GFLOP)"
 
 
 def _all_classes(row: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -28,8 +28,11 @@ def test_at_their_own_size_they_are_the_raters_and_their_distribution(tmp_path):
 
 
 def test_through_a_small_size_they_lose_detail_but_no_area(tmp_path):
-    _, coarse, _ = written(tmp_path, 32)
+    _, coarse, chance = written(tmp_path, 32)
     drawn = model.fresh_raters(CASE, 3, fresh_raters.SEED) > 0
     lost = (coarse != drawn).sum(axis=(1, 2)) / drawn.sum(axis=(1, 2))
     assert (lost > 0.01).all() and (lost < 0.15).all()
     np.testing.assert_allclose(coarse.sum(axis=(1, 2)), drawn.sum(axis=(1, 2)), rtol=0.03)
+    exact = model.rater_probability(CASE)[0]
+    np.testing.assert_allclose(chance.sum(), exact.sum(), rtol=0.03)
+    assert 0.01 < np.abs(chance - exact).max() < 0.6 and np.abs(chance - exact).mean() < 0.02

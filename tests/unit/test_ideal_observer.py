@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ideal_observer
+from medsegdiff_jax import process, schedules
 
 
 def test_two_possible_masks_are_weighed_by_their_likelihoods():
@@ -34,6 +35,35 @@ def test_cross_entropy_of_a_coin_and_of_a_sure_mistake():
     np.testing.assert_allclose(ideal_observer.cross_entropy(np.full(2, 0.5), mask), np.log(2))
     sure = ideal_observer.cross_entropy(1 - mask, mask)
     np.testing.assert_allclose(sure, -np.log(ideal_observer.CLIPPED))
+
+
+class SeesSigns:
+    """An observer of masks far above the noise: the sign of a pixel is its answer."""
+
+    side = 32
+    process = process.Process(schedules.build("cosine", 1000, True), 100.0, "x0", False)
+
+    def __init__(self):
+        self.spread = {}
+
+    def __call__(self, x_t, t):
+        """As `Observer`."""
+        self.spread[t] = x_t.std()
+        return (x_t > 0).astype(np.float32)
+
+
+def test_who_sees_the_mask_follows_it_and_who_sees_noise_does_not(monkeypatch):
+    monkeypatch.setattr(ideal_observer, "RATERS", 6)
+    monkeypatch.setattr(ideal_observer, "OTHERS", 20)
+    observer = SeesSigns()
+    first, *rest = ideal_observer.measure(observer)
+    assert first["t"] == 1000 and first["signal_to_noise"] == 0
+    assert 0.98 < observer.spread[1000] < 1.02  # nothing but noise
+    assert abs(first["model_following"]) < 0.3 and first["model_ce"] > 3
+    assert abs(first["ideal_following"]) < 1e-6 and first["ideal_ce"] < 0.5
+    for row in rest:
+        assert row["model_following"] == pytest.approx(1, abs=1e-3)
+        assert row["model_ce"] == pytest.approx(-np.log(1 - ideal_observer.CLIPPED), rel=0.01)
 
 
 def test_a_model_of_other_images_is_refused(tiny_model, monkeypatch):

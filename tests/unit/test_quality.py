@@ -99,7 +99,7 @@ def row(model, dice, seed=0):
         "sampling": {"steps": 2, "members": 3},
         "cost": {"parameters": 4.94, "encode": 1.0, "denoise": 2.0},
         "seconds_per_case": 0.5,
-        "stable_members": {"mean": 12.0 + seed, "cases": 20, "most": 50},
+        "stable_members": {"mean": 12.0 + seed, "cases": 20, "most": 50, "unstable": 1},
     }
 
 
@@ -107,7 +107,7 @@ def test_the_table_averages_seeds_and_compares_with_the_first_model():
     rows = [row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.8))]
     lines = quality.table(rows, ["V2", "eps"]).splitlines()
     assert "| a | V2 | 2 | 0.7500 [0.7000, 0.8000] |" in lines[2]
-    cost = "4.94 | 2.00 | 13.0 | 12.5 (51.0 GFLOP) | 0.50 |"
+    cost = "4.94 | 2.00 | 13.0 | 12.5 (2 of 40 more; 51.0 GFLOP) | 0.50 |"
     assert f"| 0.2500 | 0.7000 | 0.0300 | {cost}" in lines[2]
     assert "| -0.1500 [-0.2000, -0.1000] |" in lines[3]  # of the seed that both have
     assert len({line.count("|") for line in lines}) == 1
