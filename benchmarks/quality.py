@@ -144,10 +144,13 @@ def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
 
 
 def stable_members(run: Run, workdir: Path, predictions: Path, folder: str) -> dict[str, float]:
-    """Members until the ensemble is stable: "mean", "most" allowed, number of "cases", "unstable" ones.
+    """Members until the ensemble is stable.
 
-    A case that is not stable with the most members counts as these, so that with any of them
-    ("unstable") the mean is too low.
+    A case that is not stable with the most members counts as these, so that with any of them the
+    mean is too low.
+
+    Returns:
+      "mean" over "cases", "most" members allowed, how many cases were "unstable".
     """
     names = imaging.read_names(Path(folder) / "test.txt")
     chosen = names[:: -(-len(names) // STABLE_CASES)]
