@@ -43,7 +43,7 @@ class Probe:
     def __init__(self, run: str, folder: str):
         """Raises InputError unless the model is a V2 with x0-prediction."""
         loaded = checkpoint.load_model(run)
-        config, self.params = loaded.config, loaded.params
+        config, self.params, self.description = loaded.config, loaded.params, loaded.description
         if config.model.name != "medsegdiff_v2" or config.diffusion.prediction != "x0":
             raise InputError(f"{run}: is not a medsegdiff_v2 with x0-prediction")
         self._process = process.build(config.diffusion, loaded.task)
@@ -119,10 +119,11 @@ def main(argv: list[str]) -> None:
     del argv
     if not _CHECKPOINT.value or len(_CHECKPOINT.value) != len(_DATA.value):
         raise InputError("--checkpoint, --data: give one folder of data per model, in their order")
-    results, gates = {}, {}
+    results, gates, described = {}, {}, {}
     for item, folder in zip(_CHECKPOINT.value, _DATA.value, strict=True):
         label, _, run = item.rpartition("=")
         label, probe = label or Path(run).name, Probe(run, folder)
+        described[label] = probe.description
         results[label] = rows = [probe.row(t) for t in probe.steps()]
         anchor = jax.jit(probe.encode)(probe.params, probe.batch["image"]).anchor
         gates[label] = None if anchor is None else float(jnp.std(anchor, axis=(1, 2)).mean())
@@ -131,7 +132,8 @@ def main(argv: list[str]) -> None:
         for row in rows:
             print("".join(f"{value:.4g}".rjust(16) for value in row.values()))
     if _OUTPUT.value:
-        whole = {"hardware": hardware(), "versions": versions(), "gate_std": gates, "rows": results}
+        how = {"examples": EXAMPLES, "checkpoints": described, "gate_std": gates}
+        whole = {"hardware": hardware(), "versions": versions(), **how, "models": results}
         report.write_json(_OUTPUT.value, whole)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), results)

@@ -45,6 +45,7 @@ class Observer:
         if data.name != "phantom" or loaded.task != model.TASKS["binary"]:
             raise InputError(f"{path}: was not trained on binary phantoms")
         self.side, self.params = data.image_size, loaded.params
+        self.description = loaded.description
         self.process = process.build(loaded.config.diffusion, loaded.task)
         self._network = networks.build(loaded.config.model, loaded.task, self.side)
         images = [appearance.render(case) for case in _cases()]
@@ -152,16 +153,20 @@ def main(argv: list[str]) -> None:
     if not _CHECKPOINTS.value:
         raise InputError("--checkpoint: name at least one model")
     results: dict[str, list[dict[str, float]]] = {}
+    described: dict[str, str] = {}
     for item in _CHECKPOINTS.value:
         label, _, path = item.rpartition("=")
-        rows = results[label or Path(path).name] = measure(Observer(path))
+        observer = Observer(path)
+        rows = results[label or Path(path).name] = measure(observer)
+        described[label or Path(path).name] = observer.description
         print(f"{label or path}\n    t  signal/noise  following: model  ideal   CE: model   ideal")
         for row in rows:
             print(f"{row['t']:5d}  {row['signal_to_noise']:12.3f}  {row['model_following']:16.3f}"
                   f"  {row['ideal_following']:5.3f}  {row['model_ce']:10.4f}  "
                   f"{row['ideal_ce']:6.4f}", flush=True)  # fmt: skip
     if _OUTPUT.value:
-        whole = {"hardware": hardware(), "versions": versions(), "models": results}
+        how = {"cases": CASES, "raters": RATERS, "others": OTHERS, "checkpoints": described}
+        whole = {"hardware": hardware(), "versions": versions(), **how, "models": results}
         report.write_json(_OUTPUT.value, whole)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), results)

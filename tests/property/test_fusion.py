@@ -174,3 +174,19 @@ def test_the_majority_of_label_maps_is_that_of_their_masks(task, raters):
     found = fusion.majority(list(labels), task)
     assert found.dtype == labels.dtype
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("task", [BINARY, EXCLUSIVE, REGIONS])
+@pytest.mark.parametrize("method", fusion.METHODS)
+def test_a_growing_ensemble_is_fused_like_one_of_its_size(task, method):
+    members = np.random.default_rng(0).dirichlet(np.ones(3), (6, 4, 5)).astype(np.float32)
+    members = members[..., : task.mask_channels]
+    growing = fusion.RunningFusion(task, method)
+    for n in range(1, 7):
+        whole = fusion.fuse(members[:n, None], task, method)[0]
+        np.testing.assert_allclose(growing.add(members[n - 1]), whole, atol=1e-6)
+
+
+def test_a_growing_ensemble_needs_a_known_method():
+    with pytest.raises(InputError, match="median"):
+        fusion.RunningFusion(BINARY, "median")
