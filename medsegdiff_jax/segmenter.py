@@ -306,6 +306,8 @@ class Segmenter:
         chosen = {field: getattr(settings, field) for field in fields}
         mesh = sampling_mesh(even_batch(settings.batch_size))
         members = 1 if path else settings.drawn_at_once
+        if settings.tolerance and not path:
+            members += -members % mesh.shape["model"]  # the devices draw these anyway
         key = (mesh.axis_sizes, members, path, *chosen.values())
         if key not in self._compiled:
             fn = denoiser.make_segment_fn(self._model, self._process, **chosen, path=path)
