@@ -32,6 +32,7 @@ from medsegdiff_jax.types import Array, InputError
 
 CASES, RATERS, OTHERS = 8, 16, 400
 CLIPPED = 0.002
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.5)  # of the figure, signal to noise
 THOUSANDTHS = (1000, 900, 800, 700, 600, 500, 400, 300, 200, 100)  # of T
 
 
@@ -133,13 +134,18 @@ def draw(path: Path, results: dict[str, list[dict[str, float]]]) -> None:
     """Following against the signal-to-noise ratio of one pixel."""
     figure = report.new_figure(5.0, 3.6)
     axes = figure.add_subplot()
+    ideals: set[tuple[float, ...]] = set()
     for label, rows in results.items():
         ratio = [row["signal_to_noise"] for row in rows]
         (line,) = axes.plot(ratio, [row["model_following"] for row in rows], "o-", ms=3)
         line.set_label(label)
-        best = [row["ideal_following"] for row in rows]
-        axes.plot(ratio, best, "--", lw=1, color=line.get_color(), label=f"{label}: ideal")
+        best = tuple(row["ideal_following"] for row in rows)
+        if best not in ideals:  # models of one process have one ideal
+            axes.plot(ratio, best, "k--", lw=1, label="ideal observer" if not ideals else None)
+        ideals.add(best)
     axes.set_xscale("log")
+    axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
+    axes.minorticks_off()
     axes.set_xlabel("signal to noise of one pixel")
     axes.set_ylabel("following of the rater")
     axes.grid(alpha=0.25)
