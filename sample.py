@@ -12,6 +12,9 @@ _MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: th
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition model alone.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
+_DECISION = flags.DEFINE_string(
+    "decision", None, "Mask of what is probable, or of the highest Dice to be expected: dice."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
@@ -39,6 +42,7 @@ def main(argv: list[str]) -> None:
         steps=_STEPS.value,
         sampler=_SAMPLER.value,
         fusion=_FUSION.value,
+        decision=_DECISION.value,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
         tolerance=_TOLERANCE.value,

@@ -169,6 +169,7 @@ def _optim() -> ConfigDict:
 def _validation() -> ConfigDict:
     """How validation samples: few members, since it runs often."""
     validation = _sampling()
+    del validation.decision  # the network is judged by what it finds probable
     validation.update(members=2, steps=5, member_chunk=2, batch_size=16)
     validation.max_cases = 100  # evenly spread over the split
     return validation
@@ -181,6 +182,7 @@ def _sampling() -> ConfigDict:
     sampling.steps = 10
     sampling.sampler = "ddim"  # or "ddpm", "dpmpp" (second order), "dpmpp_sde"
     sampling.fusion = "mean"  # or "vote" or "staple"
+    sampling.decision = "probable"  # or "dice": the mask that promises the highest Dice
     sampling.member_chunk = 10  # members at once; bounds the memory
     sampling.batch_size = 8  # cases at once
     return sampling

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from medsegdiff_jax import denoiser, fusion, imaging, networks, process
+from medsegdiff_jax import decision, denoiser, fusion, imaging, networks, process
 from medsegdiff_jax.checkpoint import LoadedModel, load_model
 from medsegdiff_jax.drawing import DrawFn, Ensemble, Group, draw_all
 from medsegdiff_jax.ensemble_size import WINDOW, Stability
@@ -46,6 +46,8 @@ class Settings:
       seed: of all noise, 0..2^32-1.
       tolerance: loss of Dice in 0..1 by which an image's fused mask may still change when it gets
         no more members (see `ensemble_size`); 0 = all images get all members.
+      decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`).
+        A slice is decided by what is probable; `volume_output` decides a volume as a whole.
     """
 
     members: int
@@ -56,6 +58,7 @@ class Settings:
     batch_size: int
     seed: int = 0
     tolerance: float = 0.0
+    decision: str = "probable"
 
     @property
     def drawn_at_once(self) -> int:
@@ -184,6 +187,8 @@ class Segmenter:
         settings = dataclasses.replace(self.settings, **given)
         if settings.fusion not in fusion.METHODS:
             raise InputError(f"fusion: {settings.fusion!r} is not one of {fusion.METHODS}")
+        if settings.decision not in decision.METHODS:
+            raise InputError(f"decision: {settings.decision!r} is not one of {decision.METHODS}")
         if settings.batch_size < 1:
             raise InputError(f"batch_size: {settings.batch_size} is less than 1")
         if not 0 <= settings.tolerance < 1:
@@ -281,16 +286,17 @@ class Segmenter:
         fused = fusion.fuse(ensemble.members[:, None], self.task, settings.fusion)[0]
         doubt = fusion.uncertainty(ensemble.members, self.task)
         probability = imaging.resize_probability(fused, shape)
-        mask = self._labels(probability)
         if settings.fusion == "mean" and self.temperature != 1:
             calibrated = apply_temperature(
                 probability, self.temperature, exclusive=self.task.one_hot
             )
             probability = calibrated.astype(np.float32)
+        how = "probable" if self.task.modalities else settings.decision
+        decide = decision.rule(how, lambda: [probability], self.task)
         return CaseResult(
             case_id=ensemble.case_id,
             image=ensemble.image,
-            mask=mask,
+            mask=imaging.mask_to_labels(decide(probability), self.task),
             probability=probability,
             uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
             fused_members=ensemble.size,

@@ -2,7 +2,8 @@
 
 A volume is cut into slices, each a case of its own to the network; their results are resized in the
 plane to the scan's own pixels and stacked again. What is held per volume is the scan in 16 bits and
-each result in 8 bits, so memory does not grow with classes that are not saved.
+each result in 8 bits, so memory does not grow with classes that are not saved; except that the
+decision "dice" is about the volume as a whole and needs all its probabilities.
 """
 
 import functools
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsegdiff_jax import imaging, report, volumes
+from medsegdiff_jax import decision, imaging, report, volumes
 from medsegdiff_jax.result_files import (
     CaseFiles,
     case_files,
@@ -121,7 +122,7 @@ def segment(
 
     def slices() -> Iterator[tuple[str, np.ndarray]]:
         for name, paths in cases.items():
-            volume = opened[name] = _Volume(name, paths, config.plane, task, save)
+            volume = opened[name] = _Volume(name, paths, config.plane, task, save, settings)
             depth = len(volume.slices)
             for index in range(depth):
                 around = volumes.neighbours(index, depth, config.neighbours)
@@ -140,12 +141,19 @@ class _Volume:
     """A scan and the results of its slices, as far as they have come."""
 
     def __init__(
-        self, name: str, paths: Sequence[Path], plane: str, task: Task, save: Sequence[str]
+        self,
+        name: str,
+        paths: Sequence[Path],
+        plane: str,
+        task: Task,
+        save: Sequence[str],
+        settings: Settings,
     ):
         image, self._grid = volumes.read_image(paths, len(task.modalities))
         stored = volumes.to_stored(image, task.modalities)
         self.slices = volumes.to_slices(stored, self._grid, plane)
         self._name, self._plane, self._task, self._save = name, plane, task, save
+        self._decision = settings.decision
         self._results: dict[str, list[np.ndarray]] = {}
         self._done, self._seconds, self._members, self._largest = 0, 0.0, 0, None
         self._areas: list[int] = []
@@ -157,7 +165,7 @@ class _Volume:
             self._largest = result
         self._areas.append(area)
         self._put("mask", 0, result.mask)
-        if "probability" in self._save:
+        if "probability" in self._save or self._decision != "probable":
             for index, (_, channel) in enumerate(class_channels(self._task)):
                 self._put("probability", index, report.to_byte(result.probability[..., channel]))
         if {"uncertainty", "overlay"} & set(self._save):
@@ -176,8 +184,28 @@ class _Volume:
             stacks.append(np.empty((len(self.slices), *plane.shape), plane.dtype))
         stacks[index][self._done] = plane
 
+    def _decide(self) -> decision.DecideFn:
+        """Decides the finished volume; returns how."""
+        decide = decision.rule(self._decision, self._probabilities, self._task)
+        if self._decision != "probable":
+            for index, plane in enumerate(self._probabilities()):
+                mask = imaging.mask_to_labels(decide(plane), self._task)
+                self._results["mask"][0][index] = mask
+                self._areas[index] = int(np.count_nonzero(mask))
+        return decide
+
+    def _probabilities(self) -> Iterator[np.ndarray]:
+        """[H, W, K] of each slice, float32, from what is kept in 8 bits."""
+        for index in range(len(self.slices)):
+            kept = [stack[index] for stack in self._results["probability"]]
+            plane = np.stack(kept, axis=-1) / np.float32(255)
+            if self._task.one_hot:
+                plane = np.concatenate([1 - plane.sum(-1, keepdims=True), plane], axis=-1)
+            yield plane
+
     def files(self) -> CaseFiles:
         """What is written of the finished volume."""
+        decide = self._decide()
         writers = {
             what: [
                 functools.partial(
@@ -198,6 +226,7 @@ class _Volume:
             frames = report.animation(best.image, best.path, self._task)
             writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
+        shown = imaging.mask_to_labels(decide(best.probability), self._task)
         return case_files(
             case_id=self._name,
             seconds=self._seconds,
@@ -205,7 +234,7 @@ class _Volume:
             pictures=report.case_pictures(
                 self._name,
                 imaging.resize_image(best.image, shape),
-                imaging.resize_labels(best.mask, shape),
+                imaging.resize_labels(shown, shape),
                 imaging.resize_probability(best.probability, shape),
                 imaging.resize_probability(best.uncertainty[..., None], shape)[..., 0],
                 self._task,

@@ -29,6 +29,7 @@ LAYERS = {
     "progress": 1,
     "schedules": 1,
     "ensemble_size": 2,
+    "decision": 2,
     "drawing": 3,
     "process": 2,
     "volumes": 2,

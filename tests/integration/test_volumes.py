@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from medsegdiff_jax import metrics, prediction
+from medsegdiff_jax import decision, metrics, prediction
 from medsegdiff_jax.segmenter import Segmenter
 
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])  # axes grow to the left, posterior, superior (LPS)
@@ -96,7 +96,9 @@ def test_from_scans_to_scores_per_volume(command, trained, held_out, tmp_path):
     flags = (f"--checkpoint={trained}", f"--input={held_out}", f"--output={output}")
     done = command("sample.py", *flags, "--save=mask,probability,uncertainty,overlay,members")
     assert done.code == 0, done.stderr
-    refused = command("sample.py", *flags, "--save=mask,members", "--tolerance=0.01", "--members=20")
+    refused = command(
+        "sample.py", *flags, "--save=mask,members", "--tolerance=0.01", "--members=20"
+    )
     assert refused.code == 2 and "slices of a volume differ in their members" in refused.stderr
     run = json.loads((output / "run.json").read_text())
     (case,) = run["cases"]
@@ -138,6 +140,23 @@ def test_from_scans_to_scores_per_volume(command, trained, held_out, tmp_path):
         expected = metrics.hd95(mask == value, reference == value, (1.5, 1.5, 3.0))
         assert row["hd95"]["mean"] == pytest.approx(expected, abs=1e-6)
         assert row["dice"]["mean"] > 0.6
+
+
+def test_a_volume_can_be_decided_by_its_expected_dice(command, trained, held_out, tmp_path):
+    flags = (f"--checkpoint={trained}", f"--input={held_out}", f"--output={tmp_path}")
+    done = command("sample.py", *flags, "--save=mask,probability", "--decision=dice")
+    assert done.code == 0, done.stderr
+    (case,) = json.loads((tmp_path / "run.json").read_text())["cases"]
+    kept = [
+        nib.load(tmp_path / f"{case}_probability_{name}.nii.gz").get_fdata()
+        for name in ("left", "right")
+    ]
+    probability = np.stack([1 - sum(kept), *kept], axis=-1)
+    decide = decision.rule("dice", lambda: [probability], Segmenter.load(trained).task)
+    mask = np.asarray(nib.load(tmp_path / f"{case}.nii.gz").dataobj)
+    expected = np.argmax(decide(probability), axis=-1)
+    assert (mask == expected).mean() > 0.9999  # but for what the probabilities' 32 bits round
+    assert (mask != np.argmax(probability, axis=-1)).mean() > 0.001
 
 
 def stored(volume, affine, codes):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from medsegdiff_jax import fusion, imaging
+from medsegdiff_jax import decision, fusion, imaging
 from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.partitioning import sampling_mesh
 from medsegdiff_jax.segmenter import Segmenter
@@ -127,6 +127,21 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     vote = segmenter([image], case_ids=["x"], fusion="vote").probability[0, 8, :, 0]
     decided = fusion.decide(recorded.samples, segmenter.task).mean(axis=0)
     np.testing.assert_allclose(vote, imaging.resize_probability(decided, (16, 64))[8, :, 0])
+
+
+def test_the_dice_decision_is_made_of_the_calibrated_probability(segmenter, recorded, monkeypatch):
+    monkeypatch.setattr(segmenter, "temperature", 2.0)
+    images = [np.zeros((16, 64, 3), np.uint8)]
+    probable = segmenter(images, case_ids=["x"], fusion="mean")
+    dice = segmenter(images, case_ids=["x"], fusion="mean", decision="dice")
+    np.testing.assert_array_equal(dice.probability, probable.probability)
+    (probability,) = dice.probability
+    decide = decision.rule("dice", lambda: [probability], segmenter.task)
+    expected = imaging.mask_to_labels(decide(probability), segmenter.task)
+    np.testing.assert_array_equal(dice.mask[0], expected)
+    assert (dice.mask >= probable.mask).all() and (dice.mask > probable.mask).any()
+    with pytest.raises(InputError, match="decision: 'best' is not one of"):
+        segmenter.choose(decision="best")
 
 
 def jittered(case, member):
