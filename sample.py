@@ -13,7 +13,7 @@ _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition mod
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
 _DECISION = flags.DEFINE_string(
-    "decision", None, "Mask of what is probable, or of the highest Dice to be expected: dice."
+    "decision", None, "dice: the mask that promises the highest Dice; probable: pixel by pixel."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
 _TOLERANCE = flags.DEFINE_float(

@@ -8,6 +8,7 @@ A plan is a JSON file:
     title     what the table is about
     data      dataset -> flags of train.py; its folder, with train.txt and test.txt, comes by --data
     training  flags of train.py that all rows share: the budget, the augmentation
+    sampling  flags of sample.py that all rows share; may be missing
     models    row -> {"config": recipe[,size] of configs/folder.py, "flags": more flags of train.py,
               "sampling": flags of sample.py}; the first row is what the others are compared with
     seeds     list of config.seed
@@ -106,7 +107,8 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
                     f"--config.seed={seed}",
                     *(*plan["training"], *of_data, *how.get("flags", ()), *_TRAINING.value),
                 )
-                yield Run(model, dataset, seed, training, tuple(how.get("sampling", ())))
+                sampling = (*plan.get("sampling", ()), *how.get("sampling", ()))
+                yield Run(model, dataset, seed, training, sampling)
 
 
 def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:

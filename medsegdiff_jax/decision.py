@@ -40,7 +40,7 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
 
     Args:
       method: one of METHODS.
-      planes: gives the probabilities of the case, in parts [..., K]; called several times.
+      planes: gives the probabilities of the case, in parts [..., K]; called twice.
       task: which channels exclude each other.
 
     Returns:
@@ -49,25 +49,35 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
     decide: DecideFn = functools.partial(fusion.decide, task=task)
     if method == "probable":
         return decide
-    promised, size = _promise(decide, planes(), task)
+    first = int(task.one_hot)
+    common, marked, volume = np.zeros((3, len(task.classes)))
+    for plane in planes():
+        p, chosen = plane[..., first:], decide(plane)[..., first:].astype(bool)
+        pixels = tuple(range(p.ndim - 1))
+        common += np.sum(p, axis=pixels, dtype=np.float64, where=chosen)
+        marked += np.sum(chosen, axis=pixels)
+        volume += np.sum(p, axis=pixels, dtype=np.float64)
+    promised, size = _promise(common, marked, volume)
+    # What is worth less than half of any threshold so far is left out of the search.
+    near = np.concatenate(
+        [plane[(plane[..., first:] > promised / 4).any(-1)] for plane in planes()]
+    )
     while True:
         better = functools.partial(_decide_by_worth, promised=promised, size=size, task=task)
-        then, size = _promise(better, planes(), task)
+        chosen = better(near)[..., first:]
+        then, size = _promise((near[:, first:] * chosen).sum(0), chosen.sum(0), volume)
         if _total(then) <= _total(promised) + _PROGRESS:
             return decide
         decide, promised = better, then
 
 
 def _promise(
-    decide: DecideFn, planes: Iterable[np.ndarray], task: Task
+    common: np.ndarray, marked: np.ndarray, volume: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """D_k and |S_k| + sum p_ik of each foreground channel; D_k of an empty one is infinite."""
-    sums = np.zeros((3, len(task.classes)))
-    for plane in planes:
-        p = plane[..., int(task.one_hot) :].astype(np.float64)
-        chosen = decide(plane)[..., int(task.one_hot) :]
-        sums += np.stack([p * chosen, chosen, p]).sum(axis=tuple(range(1, p.ndim)))
-    common, marked, volume = sums
+    """Sums [K] over pixels, of p in the mask, of the mask, and of p -> D_k and its denominator.
+
+    D_k of an empty mask is infinite.
+    """
     empty = marked == 0
     size = np.where(empty, 1.0, marked + volume)
     return np.where(empty, np.inf, 2 * common / size), size

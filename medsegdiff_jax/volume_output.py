@@ -186,22 +186,25 @@ class _Volume:
 
     def _decide(self) -> decision.DecideFn:
         """Decides the finished volume; returns how."""
-        decide = decision.rule(self._decision, self._probabilities, self._task)
+        kept = self._results.get("probability", [])
+        filled = [i for i in range(self._done) if any(stack[i].any() for stack in kept)] or [0]
+        decide = decision.rule(
+            self._decision, lambda: (self._probability(index) for index in filled), self._task
+        )
         if self._decision != "probable":
-            for index, plane in enumerate(self._probabilities()):
-                mask = imaging.mask_to_labels(decide(plane), self._task)
+            for index in filled:
+                mask = imaging.mask_to_labels(decide(self._probability(index)), self._task)
                 self._results["mask"][0][index] = mask
                 self._areas[index] = int(np.count_nonzero(mask))
         return decide
 
-    def _probabilities(self) -> Iterator[np.ndarray]:
-        """[H, W, K] of each slice, float32, from what is kept in 8 bits."""
-        for index in range(len(self.slices)):
-            kept = [stack[index] for stack in self._results["probability"]]
-            plane = np.stack(kept, axis=-1) / np.float32(255)
-            if self._task.one_hot:
-                plane = np.concatenate([1 - plane.sum(-1, keepdims=True), plane], axis=-1)
-            yield plane
+    def _probability(self, index: int) -> np.ndarray:
+        """[H, W, K] float32 of a slice, from what is kept in 8 bits."""
+        kept = [stack[index] for stack in self._results["probability"]]
+        plane = np.stack(kept, axis=-1) / np.float32(255)
+        if not self._task.one_hot:
+            return plane
+        return np.concatenate([1 - plane.sum(-1, keepdims=True), plane], axis=-1)
 
     def files(self) -> CaseFiles:
         """What is written of the finished volume."""

@@ -96,10 +96,7 @@ def test_sample_writes_the_files_of_every_case(predicted):
         assert mask.shape == probability.shape == size
         assert pixels(output / f"{case}_uncertainty.png").shape == size
         assert pixels(output / f"{case}_overlay.png").shape == (*size, 3)
-        # A byte is a 255th, so only just below and above the threshold is it unclear.
-        clear = np.abs(probability.astype(int) - 127.5) > 1
-        assert clear.any()
-        np.testing.assert_array_equal((mask > 0)[clear], (probability >= 128)[clear])
+        assert probability[mask == 0].max() <= min(128, probability[mask > 0].min())
     assert {path.name for path in output.iterdir()} == expected
     assert min(pixels(output / "contact_sheet.png").shape[:2]) > 200
     assert "segmenting  2/2" in outcome.stderr

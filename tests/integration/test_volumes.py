@@ -94,7 +94,8 @@ def held_out(command, decathlon, trained, tmp_path_factory):
 def test_from_scans_to_scores_per_volume(command, trained, held_out, tmp_path):
     output = tmp_path / "out"
     flags = (f"--checkpoint={trained}", f"--input={held_out}", f"--output={output}")
-    done = command("sample.py", *flags, "--save=mask,probability,uncertainty,overlay,members")
+    save = "--save=mask,probability,uncertainty,overlay,members"
+    done = command("sample.py", *flags, save, "--decision=probable")
     assert done.code == 0, done.stderr
     refused = command(
         "sample.py", *flags, "--save=mask,members", "--tolerance=0.01", "--members=20"
@@ -142,9 +143,9 @@ def test_from_scans_to_scores_per_volume(command, trained, held_out, tmp_path):
         assert row["dice"]["mean"] > 0.6
 
 
-def test_a_volume_can_be_decided_by_its_expected_dice(command, trained, held_out, tmp_path):
+def test_a_volume_is_decided_by_its_expected_dice(command, trained, held_out, tmp_path):
     flags = (f"--checkpoint={trained}", f"--input={held_out}", f"--output={tmp_path}")
-    done = command("sample.py", *flags, "--save=mask,probability", "--decision=dice")
+    done = command("sample.py", *flags, "--save=mask,probability")
     assert done.code == 0, done.stderr
     (case,) = json.loads((tmp_path / "run.json").read_text())["cases"]
     kept = [

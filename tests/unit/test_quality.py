@@ -13,6 +13,7 @@ PLAN = {
     "title": "t",
     "data": {"a": ["--config.data.image_size=16"], "b": []},
     "training": ["--config.num_steps=4"],
+    "sampling": ["--decision=probable"],
     "models": {
         "V2": {"config": "default"},
         "V2, 1 member": {"config": "default", "sampling": ["--members=1"]},
@@ -41,6 +42,8 @@ def test_rows_that_differ_in_sampling_share_a_training():
     assert first == one_member != eps != runs[3].training_name()
     assert len({run.file_name() for run in runs}) == 6
     assert runs[2].training[-1] == "--config.diffusion.prediction=eps"
+    assert [run.sampling[1:] for run in runs[:3]] == [(), ("--members=1",), ()]
+    assert {run.sampling[0] for run in runs} == {"--decision=probable"}
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"title": "t"}'])

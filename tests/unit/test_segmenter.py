@@ -117,7 +117,7 @@ def test_a_path_leads_from_noise_to_the_first_sample(segmenter):
 
 def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     image = np.zeros((16, 64, 3), np.uint8)
-    result = segmenter([image], case_ids=["x"], fusion="mean")
+    result = segmenter([image], case_ids=["x"], fusion="mean", decision="probable")
     row = result.probability[0, 8, :, 0]
     fused = recorded.samples.mean(axis=0)
     expected = imaging.resize_probability(fused, (16, 64))[8, :, 0]
@@ -132,7 +132,7 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
 def test_the_dice_decision_is_made_of_the_calibrated_probability(segmenter, recorded, monkeypatch):
     monkeypatch.setattr(segmenter, "temperature", 2.0)
     images = [np.zeros((16, 64, 3), np.uint8)]
-    probable = segmenter(images, case_ids=["x"], fusion="mean")
+    probable = segmenter(images, case_ids=["x"], fusion="mean", decision="probable")
     dice = segmenter(images, case_ids=["x"], fusion="mean", decision="dice")
     np.testing.assert_array_equal(dice.probability, probable.probability)
     (probability,) = dice.probability
