@@ -186,25 +186,26 @@ class _Volume:
 
     def _decide(self) -> decision.DecideFn:
         """Decides the finished volume; returns how."""
-        kept = self._results.get("probability", [])
-        filled = [i for i in range(self._done) if any(stack[i].any() for stack in kept)] or [0]
+        slices = range(len(self.slices))
         decide = decision.rule(
-            self._decision, lambda: (self._probability(index) for index in filled), self._task
+            self._decision, lambda: (self._probable(index)[1] for index in slices), self._task
         )
-        if self._decision != "probable":
-            for index in filled:
-                mask = imaging.mask_to_labels(decide(self._probability(index)), self._task)
-                self._results["mask"][0][index] = mask
-                self._areas[index] = int(np.count_nonzero(mask))
+        for index in slices if self._decision != "probable" else ():
+            inside, probability = self._probable(index)
+            mask = imaging.mask_to_labels(decide(probability), self._task)
+            self._results["mask"][0][index][inside] = mask
+            self._areas[index] = int(np.count_nonzero(mask))
         return decide
 
-    def _probability(self, index: int) -> np.ndarray:
-        """[H, W, K] float32 of a slice, from what is kept in 8 bits."""
+    def _probable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where a slice may hold something, [H, W] bool, and the probabilities there, [n, K]."""
         kept = [stack[index] for stack in self._results["probability"]]
-        plane = np.stack(kept, axis=-1) / np.float32(255)
+        inside = np.logical_or.reduce([plane > 0 for plane in kept])
+        probability = np.stack([plane[inside] for plane in kept], axis=-1) / np.float32(255)
         if not self._task.one_hot:
-            return plane
-        return np.concatenate([1 - plane.sum(-1, keepdims=True), plane], axis=-1)
+            return inside, probability
+        background = 1 - probability.sum(-1, keepdims=True)
+        return inside, np.concatenate([background, probability], axis=-1)
 
     def files(self) -> CaseFiles:
         """What is written of the finished volume."""
