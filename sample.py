@@ -15,6 +15,7 @@ _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
 _DECISION = flags.DEFINE_string(
     "decision", None, "dice: the mask that promises the highest Dice; probable: pixel by pixel."
 )
+_MIRROR = flags.DEFINE_bool("mirror", None, "Members also look at mirror images.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at once.")
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
@@ -43,15 +44,17 @@ def main(argv: list[str]) -> None:
         sampler=_SAMPLER.value,
         fusion=_FUSION.value,
         decision=_DECISION.value,
+        mirror=_MIRROR.value,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
         tolerance=_TOLERANCE.value,
     )
     print(f"using {segmenter.description} from {_CHECKPOINT.value}")
+    views = ", with mirror images" if settings.mirror else ""
     enough = f" at most, until the mask moves by less than {settings.tolerance}"
     print(
         f"{settings.members} members{enough if settings.tolerance else ''}, "
-        f"{settings.steps} {settings.sampler} steps, fused by {settings.fusion}"
+        f"{settings.steps} {settings.sampler} steps, fused by {settings.fusion}{views}"
     )
     print(f"writing {', '.join(_SAVE.value)} of {len(cases)} cases to {_OUTPUT.value}", flush=True)
     prediction.predict(segmenter, cases, _OUTPUT.value, settings, _SAVE.value)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import base
-from medsegdiff_jax import networks
+from medsegdiff_jax import denoiser, networks
 from medsegdiff_jax.types import Task
 
 _TASK = Task(("lesion",), (1,), True, 3)
@@ -42,8 +42,10 @@ def cost(config: ConfigDict) -> dict[str, float]:
         condition = jax.eval_shape(encode, variables, image)
         denoise = functools.partial(model.apply, method="denoise")
         row["denoise"] = gflops(denoise, variables, x_t, t, condition)
-    calls = config.sampling.steps * config.sampling.members
-    row["segmentation"] = row["encode"] + calls * row["denoise"]
+    sampling = config.sampling
+    views = denoiser.views(sampling.get("mirror", False))  # runs before it was known had one
+    calls = sampling.steps * sampling.members
+    row["segmentation"] = views * row["encode"] + calls * row["denoise"]
     return row
 
 

@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
-from medsegdiff_jax import cli, imaging, report
+from medsegdiff_jax import cli, denoiser, imaging, report
 from medsegdiff_jax.types import InputError
 
 _PLAN = flags.DEFINE_string("plan", None, "JSON file.")
@@ -298,8 +298,8 @@ def _doubt(row: dict[str, Any], part: str, keys: tuple[str, str]) -> float | Non
 
 def _gflop(row: dict[str, Any], members: float) -> float:
     """Of one segmentation with the row's steps."""
-    spent = row["cost"]
-    return spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]
+    spent, views = row["cost"], denoiser.views(row["sampling"].get("mirror", False))
+    return views * spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]
 
 
 def write_into(document: Path, name: str, text: str) -> None:

@@ -186,7 +186,7 @@ class Subject:
         """The whole ensemble of the config's `sampling`; it is long, so it is repeated less."""
         repeats = max(2, repeats // 5)
         sampling = self.config.sampling
-        names = ("steps", "sampler", "member_chunk")
+        names = ("steps", "sampler", "member_chunk", "mirror")
         function = denoiser.make_segment_fn(
             self.model, self.process, **{name: sampling[name] for name in names}
         )

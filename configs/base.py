@@ -169,7 +169,8 @@ def _optim() -> ConfigDict:
 def _validation() -> ConfigDict:
     """How validation samples: few members, since it runs often."""
     validation = _sampling()
-    del validation.decision  # the network is judged by what it finds probable
+    # The network is judged by what it finds probable in the image as it is.
+    del validation.decision, validation.mirror
     validation.update(members=2, steps=5, member_chunk=2, batch_size=16)
     validation.max_cases = 100  # evenly spread over the split
     return validation
@@ -183,6 +184,7 @@ def _sampling() -> ConfigDict:
     sampling.sampler = "ddim"  # or "ddpm", "dpmpp" (second order), "dpmpp_sde"
     sampling.fusion = "mean"  # or "vote" or "staple"
     sampling.decision = "dice"  # the mask that promises the highest Dice; or "probable"
+    sampling.mirror = True  # members also look at mirror images, if data.augment.flip
     sampling.member_chunk = 10  # members at once; bounds the memory
     sampling.batch_size = 8  # cases at once
     return sampling
@@ -205,4 +207,5 @@ def _paper(config: ConfigDict) -> None:
     config.optim.schedule = "constant"
     config.optim.warmup_steps = 1_000
     config.validation.steps = 20
-    config.sampling.update(steps=100, sampler="ddpm", fusion="staple", decision="probable")
+    config.sampling.update(steps=100, sampler="ddpm", fusion="staple")
+    config.sampling.update(decision="probable", mirror=False)

@@ -38,9 +38,10 @@ def make_segment_fn(
     steps: int,
     sampler: str,
     member_chunk: int,
+    mirror: bool = False,
     path: bool = False,
 ) -> MembersFn:
-    """Ensemble sampling as one function: encode once, then members x steps of `denoise`.
+    """Ensemble sampling as one function: encode each view, then members x steps of `denoise`.
 
     The noise of a member follows from (seed, case, member, step) alone, so a case's samples do not
     depend on its batch, the chunk size or the number of devices. Members 2 k and 2 k + 1 start from
@@ -48,12 +49,18 @@ def make_segment_fn(
     one draws too large the other tends to draw too small, so their mean is nearer to that of all
     samples.
 
+    With `mirror`, pairs of members look at the image in turn as it is, with left and right, with
+    top and bottom, and with both exchanged, and what they find is turned back: errors that depend
+    on which way an image lies average out.
+
     Args:
       model: network with `encode` and, if `generative`, `denoise`.
       process: what the model was trained with.
-      steps: denoising steps; 0 returns the condition model's own segmentation as every member.
+      steps: denoising steps; 0 returns the condition model's own segmentation as every member; with
+        `mirror`, those of the four views in turn.
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       member_chunk: members evaluated at once (vmapped); bounds the memory.
+      mirror: see above; for a model that was trained with mirrored images.
       path: return what happens on the way, [n, B, steps, H, W, 2 K]: the noisy mask as the network
         sees it, of unit variance, and the probabilities that it makes of it.
 
@@ -64,17 +71,26 @@ def make_segment_fn(
     _check(model, steps, sampler, member_chunk, path)
     trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
+    count = views(mirror)
 
     def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Array:
-        condition = model.apply({"params": params}, image, method="encode")
+        cases = jnp.arange(len(image))
+        all_views = jnp.concatenate([turn(image, view + 0 * cases) for view in range(count)])
+        conditions = model.apply({"params": params}, all_views, method="encode")
+
+        def seen(view: Array) -> Condition:  # [B]
+            which = view * len(image) + cases
+            return jax.tree.map(lambda leaf: leaf[which], conditions) if mirror else conditions
+
         if trajectory is None:
-            own = process.logits_to_mask(condition.logits)
-            return jnp.broadcast_to(own, (len(members), *own.shape))
-        denoise = bind(model, process, params, condition)
+            own = jax.vmap(lambda view: process.logits_to_mask(seen(view).logits))
+            return jax.vmap(turn)(own(members % count), members % count)
         root = jax.random.key(seed)
         case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
 
         def member(numbers: Array) -> Array:  # [B]
+            view = numbers // 2 % count
+            denoise = bind(model, process, params, seen(view))
             keys = jax.vmap(jax.random.fold_in)(case_keys, numbers)
             pair_keys = jax.vmap(jax.random.fold_in)(case_keys, numbers // 2)
             shape = (*image.shape[:-1], model.mask_channels)
@@ -82,15 +98,31 @@ def make_segment_fn(
             x_noise = sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape))
             arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver)
             if not path:
-                return process.x0_to_mask(samplers.sample(*arguments))
+                return turn(process.x0_to_mask(samplers.sample(*arguments)), view)
             _, (x_t, x_0) = samplers.sample_path(*arguments)
             noisy = jax.vmap(process.network_input)(x_t, jnp.asarray(trajectory[:-1]))
             both = jnp.concatenate([noisy, process.x0_to_mask(x_0)], axis=-1)
-            return jnp.moveaxis(both, 0, 1)
+            return jnp.moveaxis(jax.vmap(turn, in_axes=(0, None))(both, view), 0, 1)
 
         return jax.lax.map(member, members, batch_size=min(member_chunk, len(members)))
 
     return segment
+
+
+def views(mirror: bool) -> int:
+    """How many ways to look at an image: with the sides exchanged or not, along each axis."""
+    return 4 if mirror else 1
+
+
+def turn(images: Array, view: Array) -> Array:
+    """Images [B, H, W, C] as views [B] show them, or back again.
+
+    Bit 0 of a view exchanges left and right, bit 1 top and bottom.
+    """
+    for bit, axis in enumerate((2, 1)):
+        turned = (view >> bit & 1).astype(bool)[:, None, None, None]
+        images = jnp.where(turned, jnp.flip(images, axis), images)
+    return images
 
 
 def _check(model: nn.Module, steps: int, sampler: str, member_chunk: int, path: bool) -> None:

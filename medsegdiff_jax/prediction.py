@@ -30,7 +30,9 @@ LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more t
 
 _SAME_RUN = ("checkpoint_sha256", "temperature", "sampling", "task")
 # Sizes of batches and chunks move the last digits only.
-_RESULT_DEPENDS_ON = ("members", "steps", "sampler", "fusion", "seed", "tolerance", "decision")
+_RESULT_DEPENDS_ON = (
+    *("members", "steps", "sampler", "fusion", "seed", "tolerance", "decision", "mirror"),
+)
 
 _log = logging.getLogger("medsegdiff_jax")
 

@@ -48,6 +48,8 @@ class Settings:
         no more members (see `ensemble_size`); 0 = all images get all members.
       decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`).
         A slice is decided by what is probable; `volume_output` decides a volume as a whole.
+      mirror: pairs of members look in turn at the image and at its mirror images (see `denoiser`);
+        only where training had mirrored images (`data.augment.flip`).
     """
 
     members: int
@@ -59,6 +61,7 @@ class Settings:
     seed: int = 0
     tolerance: float = 0.0
     decision: str = "probable"
+    mirror: bool = False
 
     @property
     def drawn_at_once(self) -> int:
@@ -121,7 +124,10 @@ class Segmenter:
         self.task, self.config = loaded.task, config
         self.description, self.metadata = loaded.description, loaded.metadata
         self.temperature = loaded.temperature
-        self.settings = Settings(**config.sampling.to_dict())
+        known_mirrored = bool(config.data.augment.flip)
+        settings = Settings(**config.sampling.to_dict())
+        self.settings = dataclasses.replace(settings, mirror=settings.mirror and known_mirrored)
+        self._known_mirrored = known_mirrored
         self._size = config.data.image_size
         self._model = networks.build(config.model, loaded.task, self._size)
         self._process = process.build(config.diffusion, loaded.task)
@@ -195,8 +201,11 @@ class Segmenter:
             raise InputError(f"tolerance: {settings.tolerance} is not in 0..1")
         if not 0 <= settings.seed < 2**32:
             raise InputError(f"seed: {settings.seed} is not in 0..2^32-1")
-        if settings.steps == 0:  # nothing random is drawn
-            settings = dataclasses.replace(settings, members=1, tolerance=0.0)
+        if settings.mirror and not self._known_mirrored:
+            raise InputError("mirror: the model was trained without (data.augment.flip=False)")
+        if settings.steps == 0:  # nothing random is drawn, so there is one member per view
+            views = denoiser.views(settings.mirror)
+            settings = dataclasses.replace(settings, members=views, tolerance=0.0)
         if settings.tolerance and settings.members <= WINDOW:
             raise InputError(
                 f"tolerance: at most {settings.members} members are too few for it; an ensemble is "
@@ -308,7 +317,7 @@ class Segmenter:
         self, settings: Settings, *, path: bool = False
     ) -> tuple[Mesh, denoiser.SegmentFn]:
         """The compiled ensemble for these settings (or the path of one member), and its mesh."""
-        fields = ("steps", "sampler", "member_chunk")
+        fields = ("steps", "sampler", "member_chunk", "mirror")
         chosen = {field: getattr(settings, field) for field in fields}
         mesh = sampling_mesh(even_batch(settings.batch_size))
         members = 1 if path else settings.drawn_at_once

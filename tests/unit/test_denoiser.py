@@ -28,12 +28,11 @@ def model():
     return network, process.build(config.diffusion, TASK), params
 
 
-def segment(model, image, case, *, members=3, steps=3, sampler="ddpm", chunk=3, seed=0):
+def segment(model, image, case, *, members=3, chunk=3, seed=0, **changes):
     """Samples of a batch as numpy [n, B, H, W, K]."""
     network, diffusion, params = model
-    fn = denoiser.make_segment_fn(
-        network, diffusion, steps=steps, sampler=sampler, member_chunk=chunk
-    )
+    settings = {"steps": 3, "sampler": "ddpm", "member_chunk": chunk} | changes
+    fn = denoiser.make_segment_fn(network, diffusion, **settings)
     case = jnp.asarray(case, jnp.uint32)
     members = jnp.broadcast_to(jnp.arange(members)[:, None], (members, len(case)))
     return np.asarray(jax.jit(fn)(params, image, case, np.uint32(seed), members))
@@ -101,6 +100,39 @@ def test_zero_steps_are_the_condition_models_own_answer(model, image):
     np.testing.assert_allclose(result[0], jax.nn.sigmoid(logits), atol=1e-5)
 
 
+VIEWS = (lambda x: x, lambda x: x[:, :, ::-1], lambda x: x[:, ::-1], lambda x: x[:, ::-1, ::-1])
+
+
+def test_pairs_of_members_look_at_the_image_in_turn_from_four_sides(model, image):
+    found = segment(model, image, [1, 2, 3], members=10, steps=2, mirror=True)
+    for pair, view in enumerate((*VIEWS, VIEWS[0])):
+        numbers = slice(2 * pair, 2 * pair + 2)
+        seen = segment(model, view(image), [1, 2, 3], members=10, steps=2)[numbers]
+        for member, turned in zip(found[numbers], seen, strict=True):
+            np.testing.assert_allclose(member, view(turned), atol=1e-4)
+    assert np.abs(found - segment(model, image, [1, 2, 3], members=10, steps=2)).max() > 1e-2
+
+
+def test_zero_steps_give_the_condition_models_answer_to_each_view(model, image):
+    network, _, params = model
+    found = segment(model, image, [1, 2, 3], members=5, steps=0, mirror=True)
+    for member, view in zip(found, (*VIEWS, VIEWS[0]), strict=True):
+        logits = network.apply({"params": params}, view(image), method="encode").logits
+        np.testing.assert_allclose(member, view(jax.nn.sigmoid(logits)), atol=1e-5)
+
+
+def test_cases_that_are_at_different_members_see_their_own_views(model, image):
+    network, diffusion, params = model
+    whole = segment(model, image[:2], [5, 6], members=6, mirror=True)
+    settings = {"steps": 3, "sampler": "ddpm", "member_chunk": 2, "mirror": True}
+    fn = denoiser.make_segment_fn(network, diffusion, **settings)
+    case = jnp.array([5, 6], jnp.uint32)
+    numbers = jnp.array([[1, 4], [2, 5]])
+    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers))
+    np.testing.assert_allclose(part[:, 0], whole[1:3, 0], atol=1e-4)
+    np.testing.assert_allclose(part[:, 1], whole[4:6, 1], atol=1e-4)
+
+
 def equations(jaxpr):
     """All equations of a jaxpr, inner jaxprs included."""
     for equation in jaxpr.eqns:
@@ -121,9 +153,11 @@ def scan_bodies(jaxpr):
             yield equation.params["jaxpr"].jaxpr
 
 
-def test_the_condition_model_is_outside_the_loop(model, image):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_condition_model_is_outside_the_loop(model, image, mirror):
     network, diffusion, params = model
-    fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
+    settings = {"steps": 3, "sampler": "ddim", "member_chunk": 2, "mirror": mirror}
+    fn = denoiser.make_segment_fn(network, diffusion, **settings)
     case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.zeros((2, 3), jnp.int32)
     whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
     inside = max(primitives(body, "conv_general_dilated") for body in scan_bodies(whole))
@@ -136,7 +170,7 @@ def test_the_condition_model_is_outside_the_loop(model, image):
     )().jaxpr
     count = "conv_general_dilated"
     assert inside == primitives(one_step, count)
-    assert primitives(whole, count) == inside + primitives(condition, count)
+    assert primitives(whole, count) == inside + primitives(condition, count)  # all views at once
 
 
 def test_filters_are_computed_once_per_step_for_all_members_and_cases(model, image):
