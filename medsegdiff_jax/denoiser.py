@@ -1,4 +1,13 @@
-"""Where the network meets the process: the DenoiseFn, and the ensemble of samples drawn with it."""
+"""Where the network meets the process: the DenoiseFn, and the ensemble of samples drawn with it.
+
+Members 2 k and 2 k + 1 start from opposite noise, x_T and -x_T (antithetic variates): each is a
+sample like any other, but what one draws too large the other tends to draw too small, so their mean
+is nearer to that of all samples.
+
+Pairs of members may look at the image in turn as it is, with left and right, with top and bottom,
+and with both exchanged, and what they find is turned back: errors that depend on which way an image
+lies average out.
+"""
 
 from collections.abc import Callable
 
@@ -44,23 +53,15 @@ def make_segment_fn(
     """Ensemble sampling as one function: encode each view, then members x steps of `denoise`.
 
     The noise of a member follows from (seed, case, member, step) alone, so a case's samples do not
-    depend on its batch, the chunk size or the number of devices. Members 2 k and 2 k + 1 start from
-    opposite noise, x_T and -x_T (antithetic variates): each is a sample like any other, but what
-    one draws too large the other tends to draw too small, so their mean is nearer to that of all
-    samples.
-
-    With `mirror`, pairs of members look at the image in turn as it is, with left and right, with
-    top and bottom, and with both exchanged, and what they find is turned back: errors that depend
-    on which way an image lies average out.
+    depend on its batch, the chunk size or the number of devices.
 
     Args:
       model: network with `encode` and, if `generative`, `denoise`.
       process: what the model was trained with.
-      steps: denoising steps; 0 returns the condition model's own segmentation as every member; with
-        `mirror`, those of the four views in turn.
+      steps: denoising steps; 0 returns the condition model's own segmentation (of each view).
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       member_chunk: members evaluated at once (vmapped); bounds the memory.
-      mirror: see above; for a model that was trained with mirrored images.
+      mirror: give members four views, see above; for a model that was trained with mirror images.
       path: return what happens on the way, [n, B, steps, H, W, 2 K]: the noisy mask as the network
         sees it, of unit variance, and the probabilities that it makes of it.
 
@@ -74,28 +75,19 @@ def make_segment_fn(
     count = views(mirror)
 
     def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Array:
-        cases = jnp.arange(len(image))
-        all_views = jnp.concatenate([turn(image, view + 0 * cases) for view in range(count)])
-        conditions = model.apply({"params": params}, all_views, method="encode")
-
-        def seen(view: Array) -> Condition:  # [B]
-            which = view * len(image) + cases
-            return jax.tree.map(lambda leaf: leaf[which], conditions) if mirror else conditions
-
+        condition_of = _encode_views(model, params, image, mirror)
         if trajectory is None:
-            own = jax.vmap(lambda view: process.logits_to_mask(seen(view).logits))
-            return jax.vmap(turn)(own(members % count), members % count)
-        root = jax.random.key(seed)
+            view = members % count
+            own = jax.vmap(lambda v: process.logits_to_mask(condition_of(v).logits))(view)
+            return jax.vmap(turn)(own, view)
+        root, mask_shape = jax.random.key(seed), (*image.shape[:-1], model.mask_channels)
         case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
 
         def member(numbers: Array) -> Array:  # [B]
             view = numbers // 2 % count
-            denoise = bind(model, process, params, seen(view))
+            denoise = bind(model, process, params, condition_of(view))
             keys = jax.vmap(jax.random.fold_in)(case_keys, numbers)
-            pair_keys = jax.vmap(jax.random.fold_in)(case_keys, numbers // 2)
-            shape = (*image.shape[:-1], model.mask_channels)
-            sign = 1.0 - 2.0 * (numbers % 2)[:, None, None, None]
-            x_noise = sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape))
+            x_noise = _opposite_in_pairs(case_keys, numbers, mask_shape)
             arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver)
             if not path:
                 return turn(process.x0_to_mask(samplers.sample(*arguments)), view)
@@ -112,6 +104,29 @@ def make_segment_fn(
 def views(mirror: bool) -> int:
     """How many ways to look at an image: with the sides exchanged or not, along each axis."""
     return 4 if mirror else 1
+
+
+def _encode_views(
+    model: nn.Module, params: Params, image: Array, mirror: bool
+) -> Callable[[Array], Condition]:
+    """All views in one batch; the result gives the conditions of the cases in the views [B]."""
+    cases = jnp.arange(len(image))
+    turned = [turn(image, jnp.full_like(cases, view)) for view in range(views(mirror))]
+    conditions = model.apply({"params": params}, jnp.concatenate(turned), method="encode")
+
+    def condition_of(view: Array) -> Condition:
+        if not mirror:
+            return conditions
+        return jax.tree.map(lambda leaf: leaf[view * len(cases) + cases], conditions)
+
+    return condition_of
+
+
+def _opposite_in_pairs(case_keys: Array, numbers: Array, shape: tuple[int, ...]) -> Array:
+    """The noise [B, H, W, K] that members with these numbers [B] start from."""
+    pair_keys = jax.vmap(jax.random.fold_in)(case_keys, numbers // 2)
+    sign = 1.0 - 2.0 * (numbers % 2)[:, None, None, None]
+    return sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape))
 
 
 def turn(images: Array, view: Array) -> Array:
