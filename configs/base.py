@@ -125,6 +125,7 @@ def _model(size: str) -> ConfigDict:
     model.window = 8  # Swin: side of an attention window, tokens
     model.filter_features = 8  # width of the NBP filter's blocks
     model.filter_blocks = 6  # R
+    model.self_condition = False  # the denoiser also sees its last answer (Chen et al. 2023)
     model.condition_prior = True  # x0-prediction only: the condition's logits are the prior
     model.evidence = True  # the encoder gets what x_t says where the condition is in doubt
     model.dtype = "float32"  # compute dtype; or "bfloat16"
@@ -152,6 +153,7 @@ def _diffusion() -> ConfigDict:
 def _loss() -> ConfigDict:
     loss = ConfigDict()
     loss.condition_every = 1  # alpha: the condition model is supervised where t mod alpha = 0,
+    loss.weighting = "none"  # of diffusion steps in x0-prediction: or "min_snr" or "sigmoid"
     loss.condition_ce_weight = 1.0  # by Dice + beta * cross-entropy
     return loss
 

@@ -23,8 +23,10 @@ SegmentFn = Callable[[Params, Array, Array, Array, Array], Array]
 def bind(model: nn.Module, process: Process, params: Params, condition: Condition) -> DenoiseFn:
     """The denoiser of the images behind `condition`: (x_t [B, H, W, K], t scalar) -> Prediction."""
 
-    def denoise(x_t: Array, t: Array) -> Prediction:
+    def denoise(x_t: Array, t: Array, answer: Array | None = None) -> Prediction:
         x_in = process.network_input(x_t, t)
+        if answer is not None:
+            x_in = jnp.concatenate([x_in, answer / process.input_scale], axis=-1)
         output = model.apply({"params": params}, x_in, t, condition, method="denoise")
         return process.predict(output, x_t, t)
 
@@ -80,7 +82,8 @@ def make_segment_fn(
             shape = (*image.shape[:-1], model.mask_channels)
             sign = 1.0 - 2.0 * (numbers % 2)[:, None, None, None]
             x_noise = sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape))
-            arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver)
+            own = getattr(model, "self_condition", False)
+            arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver, own)
             if not path:
                 return process.x0_to_mask(samplers.sample(*arguments))
             _, (x_t, x_0) = samplers.sample_path(*arguments)

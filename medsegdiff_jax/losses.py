@@ -61,6 +61,22 @@ def cross_entropy(logits: Array, mask: Array, one_hot: bool) -> Array:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), axis=(1, 2, 3))
 
 
+def step_weights(process: Process, weighting: str) -> Array:
+    """Weight of each diffusion step in x0-prediction, [T + 1] float32, mean 1 over 1..T.
+
+    "min_snr": min(SNR, 5), Hang et al. 2023; "sigmoid": sigmoid(log SNR + 3), the x0-form of
+    Hoogeboom et al. 2024 with bias -3; SNR = (s alpha_t / sigma_t)^2.
+    """
+    alpha, sigma = jnp.asarray(process.schedule.alpha), jnp.asarray(process.schedule.sigma)
+    snr = jnp.square(process.input_scale * alpha / jnp.maximum(sigma, 1e-8))
+    ramp = {
+        "none": jnp.ones_like(snr),
+        "min_snr": jnp.minimum(snr, 5),
+        "sigmoid": snr / (snr + jnp.exp(-3.0)),
+    }[weighting]
+    return ramp / jnp.mean(ramp[1:])
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The loss with its two constants.
@@ -72,6 +88,7 @@ class Objective:
 
     condition_every: int
     condition_ce_weight: float
+    weighting: str = "none"
 
     def __post_init__(self):
         """Raises InputError for constants that make no sense."""
@@ -116,6 +133,7 @@ class Objective:
             terms["denoising_dice"] = soft_dice(output, mask, one_hot)
             terms["denoising_ce"] = cross_entropy(output, mask, one_hot)
             denoising = terms["denoising_dice"] + terms["denoising_ce"]
+            denoising = denoising * step_weights(process, self.weighting)[t]
         else:
             target = process.target(process.mask_to_x0(mask), eps, t)
             denoising = jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
@@ -130,4 +148,4 @@ def build(loss: Any) -> Objective:
     Raises:
       InputError: a constant that makes no sense.
     """
-    return Objective(loss.condition_every, loss.condition_ce_weight)
+    return Objective(loss.condition_every, loss.condition_ce_weight, loss.weighting)

@@ -147,9 +147,10 @@ def sample(
     x_T: Array,  # noqa: N803
     keys: Array,
     sampler: Sampler,
+    self_condition: bool = False,
 ) -> Array:
     """The sample x_0 [B, ...] at the end of `sample_path`, with the same arguments."""
-    x_0, _ = sample_path(denoise, schedule, trajectory, x_T, keys, sampler)
+    x_0, _ = sample_path(denoise, schedule, trajectory, x_T, keys, sampler, self_condition)
     return x_0
 
 
@@ -160,6 +161,7 @@ def sample_path(
     x_T: Array,  # noqa: N803
     keys: Array,
     sampler: Sampler,
+    self_condition: bool = False,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Runs the whole trajectory in one forward scan.
 
@@ -170,6 +172,7 @@ def sample_path(
       x_T: [B, ...] starting noise.
       keys: [B] typed keys, one per case (and ensemble member).
       sampler: one of SAMPLERS.
+      self_condition: `denoise` takes the x0 of the step before, at first zeros, as a third argument.
 
     Returns:
       x_0 [B, ...], the x0 of the last prediction; and of every step x_t and its predicted x0,
@@ -181,7 +184,8 @@ def sample_path(
         t, s, weight = scanned
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
         noise = gaussian_like(step_keys, x_t)
-        prediction = denoise(x_t, t)
+        seen = (previous_x0,) if self_condition else ()
+        prediction = denoise(x_t, t, *seen)
         change = weight * (prediction.x0 - previous_x0)
         expected = _shifted(schedule, prediction, change, t)
         x_s = sampler.step(schedule, expected, x_t, t, s, noise)

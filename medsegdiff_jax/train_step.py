@@ -65,7 +65,12 @@ def make_train_step(
         output = None
         if model.generative:
             x_0 = jax.lax.stop_gradient(to_be_noised(params, condition, batch))
-            x_in = diffusion.network_input(diffusion.corrupt(x_0, eps, t), t)
+            x_t = diffusion.corrupt(x_0, eps, t)
+            x_in = diffusion.network_input(x_t, t)
+            if config.model.get("self_condition", False):
+                denoise = denoiser.bind(model, diffusion, params, condition)
+                answer = jnp.where(batch["aware"], denoise(x_t, t).x0, 0) / diffusion.input_scale
+                x_in = jnp.concatenate([x_in, jax.lax.stop_gradient(answer)], axis=-1)
             output = model.apply({"params": params}, x_in, t, condition, method="denoise")
         terms = objective(diffusion, output, condition, batch["mask"], eps, t)
         return jnp.mean(terms["total"]), terms
@@ -100,6 +105,7 @@ def draw(key: Array, shape: tuple[int, ...], num_steps: int, recycle: float) -> 
     batch = {
         "t": jax.random.randint(keys[0], shape[:1], 1, num_steps + 1),
         "eps": jax.random.normal(keys[1], shape),
+        "aware": jax.random.bernoulli(jax.random.fold_in(key, 5), 0.5, (shape[0], 1, 1, 1)),
     }
     if recycle:
         batch["start"] = jax.random.normal(keys[2], shape)

@@ -43,6 +43,8 @@ class MedSegDiffV2(Generative):
       semantic_features, semantic_blocks, semantic_patch: token width, N and patch side of
         SS-Former.
       filter_features, filter_blocks: width and R of the NBP filter.
+      self_condition: x_t comes with the last answer behind its channels (Chen et al. 2023, "Analog
+        bits", section 2.3); without one, zeros stand for it.
       condition_prior: add the condition model's logits, without their gradient, to the output.
       evidence: give the encoder what x_t says where the condition model is in doubt.
       dtype: compute dtype; parameters, norms' statistics, FFT and outputs are float32.
@@ -62,6 +64,7 @@ class MedSegDiffV2(Generative):
     semantic_patch: int = 1
     filter_features: int = 16
     filter_blocks: int = 6
+    self_condition: bool = False
     condition_prior: bool = False
     evidence: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -126,6 +129,8 @@ class MedSegDiffV2(Generative):
           [B, H, W, K] float32; what it means (eps, v or mask logits) is the process's choice.
         """
         embedding = self.time_embedding(t)
+        if self.self_condition and x_t.shape[-1] == self.mask_channels:
+            x_t = jnp.concatenate([x_t, jnp.zeros_like(x_t)], axis=-1)
         x = self.stem(x_t.astype(self.dtype))
         if condition.anchor is not None:
             x = x * (1 + condition.anchor.astype(self.dtype))
