@@ -8,6 +8,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir or checkpoint in 
 _MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
+_MIRROR = flags.DEFINE_bool("mirror", None, "Members also look at mirror images.")
 
 
 def main(argv: list[str]) -> None:
@@ -16,7 +17,11 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax.temperature import calibrate
 
     found = calibrate(
-        _CHECKPOINT.value, members=_MEMBERS.value, steps=_STEPS.value, sampler=_SAMPLER.value
+        _CHECKPOINT.value,
+        members=_MEMBERS.value,
+        steps=_STEPS.value,
+        sampler=_SAMPLER.value,
+        mirror=_MIRROR.value,
     )
     before, after = found["ece"]["before"], found["ece"]["after"]
     print(

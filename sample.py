@@ -9,7 +9,9 @@ _INPUT = flags.DEFINE_string("input", None, "Image or NIfTI file, or folder of t
 _LIST = flags.DEFINE_string("list", None, "Text file of case names: only these.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 _MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
-_STEPS = flags.DEFINE_integer("steps", None, "Denoising steps; 0 = condition model alone.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Denoising steps; 0 = condition model alone, a member per view."
+)
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
 _FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
 _DECISION = flags.DEFINE_string(

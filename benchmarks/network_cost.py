@@ -3,7 +3,7 @@
     python -m benchmarks.network_cost --size=paper
 
 FLOPs are those that XLA counts in one forward pass for one colour image and a binary task, before
-it optimises the program: 2 per multiplication with addition. `encode` runs once per image,
+it optimises the program: 2 per multiplication with addition. `encode` runs once per view,
 `denoise` once per step and ensemble member; the last column is one segmentation with the config's
 own steps and members. Nothing is compiled or run.
 """

@@ -70,12 +70,20 @@ class Run(NamedTuple):
 
     def training_name(self) -> str:
         """The same for rows that share a training."""
-        return hashlib.sha256(json.dumps(self.training).encode()).hexdigest()[:12]
+        return _digest(self.training)
 
     def file_name(self) -> str:
         """Of its row."""
         words = f"{self.model} {self.dataset} {self.seed}".replace(",", "")
         return "_".join(words.split()) + ".json"
+
+    def commands(self) -> dict[str, list[str]]:
+        """What its row is measured by; a row of other commands is stale."""
+        return {"train.py": _public(self.training), "sample.py": list(self.sampling)}
+
+
+def _digest(words: tuple) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
 
 
 def read_plan(path: str) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
 def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
     """Trains, samples and scores as far as that is not done; returns the row."""
     workdir = work / run.training_name()
-    predictions = work / Path(run.file_name()).stem
+    predictions = work / f"{Path(run.file_name()).stem}_{_digest(run)}"
     score = predictions / "score"
     if not (score / "metrics.json").exists():
         command("train.py", *run.training, f"--workdir={workdir}")
@@ -131,7 +139,7 @@ def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
     seconds = [case["seconds"] for case in done["cases"].values()]
     return {
         **{field: getattr(run, field) for field in ("model", "dataset", "seed")},
-        "commands": {"train.py": _public(run.training), "sample.py": list(run.sampling)},
+        "commands": run.commands(),
         "training": training_facts(workdir / "metrics.jsonl"),
         "checkpoint": done["checkpoint"],
         "sampling": done["sampling"],
@@ -330,7 +338,7 @@ def main(argv: list[str]) -> None:
     left = 0
     for run in runs_of(plan, folders):
         path = folder / run.file_name()
-        if path.exists():
+        if path.exists() and json.loads(path.read_text())["commands"] == run.commands():
             continue
         if time.monotonic() - began > 60 * _MINUTES.value:
             left += 1

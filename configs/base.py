@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.update(_OWN_SIZES.get((recipe, size), {}))
     if recipe in DISCRIMINATIVE:
         config.validation.update(steps=0, members=1)
-        config.sampling.update(steps=0, members=1)
+        config.sampling.steps = 0
     return config
 
 

@@ -12,15 +12,19 @@ Dinkelbach (1967, "On nonlinear fractional programming") finds it: from any S on
 D(S)} raises D until it is the maximum.
 
 Classes that exclude each other share the pixels of the sum of their D_k. To first order a pixel is
-worth (2 p_ik - D_k) / (|S_k| + sum_i p_ik) to class k; it goes where it is worth most, and to the
-background where that is not positive. This ends at a local maximum.
+worth (2 p_ik - D_k) / (|S_k| + sum_i p_ik) to class k, and 0 to the background. All pixels move to
+where they are worth most; if the sum falls by that, only the half that gains most, or a quarter,
+and so on. This ends where no such move helps.
 
-A class that no pixel is probable of stays empty: that something is there at all is not for the
-Dice to say. Areas grow: whoever measures them should decide by what is probable.
+A class that no pixel is probable of stays empty, and one that has a probable pixel keeps some: that
+something is there at all is not for the Dice to say. Regions that may overlap are decided each by
+itself, so that a doubtful inner one may stick out of its outer one by a few pixels. Areas grow:
+whoever measures them should decide by what is probable.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +36,7 @@ METHODS = ("probable", "dice")
 DecideFn = Callable[[np.ndarray], np.ndarray]
 """Probability [..., K] -> mask [..., K] uint8 in {0, 1}."""
 
-_PROGRESS = 1e-9  # of D; less is rounding
+_PROGRESS = 1e-6  # of the sum of D; a move that brings less is not made
 
 
 def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) -> DecideFn:
@@ -46,7 +50,8 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
     Returns:
       "probable": `fusion.decide`. "dice": what promises the highest Dice; see above.
     """
-    decide: DecideFn = functools.partial(fusion.decide, task=task)
+    moves: list[_Move] = []
+    decide: DecideFn = functools.partial(_decide, moves=moves, task=task)
     if method == "probable":
         return decide
     first = int(task.one_hot)
@@ -58,17 +63,42 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
         marked += np.sum(chosen, axis=pixels)
         volume += np.sum(p, axis=pixels, dtype=np.float64)
     promised, size = _promise(common, marked, volume)
-    # What is worth less than half of any threshold so far is left out of the search.
-    near = np.concatenate(
-        [plane[(plane[..., first:] > promised / 4).any(-1)] for plane in planes()]
-    )
+
+    def searched(plane: np.ndarray) -> np.ndarray:
+        """Pixels that are marked or worth at least half of any threshold so far."""
+        high, chosen = plane[..., first:] > promised / 4, decide(plane)[..., first:] > 0
+        return plane[(high | chosen).any(-1)]
+
+    near = np.concatenate([searched(plane) for plane in planes()])
+    mask = decide(near)
     while True:
-        better = functools.partial(_decide_by_worth, promised=promised, size=size, task=task)
-        chosen = better(near)[..., first:]
-        then, size = _promise((near[:, first:] * chosen).sum(0), chosen.sum(0), volume)
-        if _total(then) <= _total(promised) + _PROGRESS:
+        for move in _moves(near, mask, promised, size, task):
+            moved = _apply(move, near, mask, task)
+            chosen = moved[..., first:]
+            then, size_then = _promise((near[:, first:] * chosen).sum(0), chosen.sum(0), volume)
+            if _is_better(then, promised):
+                break
+        else:
             return decide
-        decide, promised = better, then
+        mask, promised, size = moved, then, size_then
+        if move.margin == 0:
+            moves.clear()  # it moves every pixel to its best place, wherever it was
+        moves.append(move)
+
+
+class _Move(NamedTuple):
+    """Pixels go where they are worth most if they gain more than `margin` (0: all go)."""
+
+    promised: np.ndarray
+    size: np.ndarray
+    margin: float
+
+
+def _decide(probability: np.ndarray, *, moves: list[_Move], task: Task) -> np.ndarray:
+    mask = fusion.decide(probability, task)
+    for move in moves:
+        mask = _apply(move, probability, mask, task)
+    return mask
 
 
 def _promise(
@@ -83,15 +113,41 @@ def _promise(
     return np.where(empty, np.inf, 2 * common / size), size
 
 
-def _total(promised: np.ndarray) -> float:
-    return float(promised[np.isfinite(promised)].sum())
+def _is_better(then: np.ndarray, now: np.ndarray) -> bool:
+    filled = np.isfinite(now)
+    if (np.isfinite(then) != filled).any():
+        return False
+    return float(np.sum(then[filled] - now[filled])) > _PROGRESS
 
 
-def _decide_by_worth(
-    probability: np.ndarray, *, promised: np.ndarray, size: np.ndarray, task: Task
-) -> np.ndarray:
-    worth = (2 * probability[..., int(task.one_hot) :] - promised) / size
+def _moves(
+    probability: np.ndarray, mask: np.ndarray, promised: np.ndarray, size: np.ndarray, task: Task
+) -> Iterator[_Move]:
+    """Of all pixels, and of fewer and fewer of those that gain most."""
+    yield _Move(promised, size, 0.0)
     if not task.one_hot:
-        return (worth > 0).astype(np.uint8)
-    best = np.where(worth.max(-1) > 0, 1 + worth.argmax(-1), 0)
-    return (best[..., None] == np.arange(probability.shape[-1])).astype(np.uint8)
+        return  # it has raised D, or D is the maximum
+    _, gain = _best(probability, mask, promised, size)
+    gain = np.sort(gain[gain > 0])[::-1]
+    count = len(gain) // 2
+    while count:
+        yield _Move(promised, size, float(gain[count]))
+        count //= 2
+
+
+def _apply(move: _Move, probability: np.ndarray, mask: np.ndarray, task: Task) -> np.ndarray:
+    if not task.one_hot:
+        return (2 * probability > move.promised).astype(np.uint8)
+    best, gain = _best(probability, mask, move.promised, move.size)
+    moved = (best[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
+    return moved if move.margin == 0 else np.where((gain > move.margin)[..., None], moved, mask)
+
+
+def _best(
+    probability: np.ndarray, mask: np.ndarray, promised: np.ndarray, size: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel is worth most, background first, and by how much more than where it is."""
+    worth = (2 * probability[..., 1:] - promised) / size
+    worth = np.concatenate([np.zeros_like(worth[..., :1]), worth], axis=-1)
+    here = np.take_along_axis(worth, mask.argmax(-1)[..., None], axis=-1)[..., 0]
+    return worth.argmax(-1), worth.max(-1) - here

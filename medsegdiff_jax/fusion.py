@@ -56,7 +56,7 @@ class Staple:
 
 
 def decide(probability: np.ndarray, task: Task) -> np.ndarray:
-    """Probability [..., K] -> mask [..., K] uint8 in {0, 1}: the only threshold of the project.
+    """Probability [..., K] -> mask [..., K] uint8 in {0, 1}: what is probable (see `decision`).
 
     One-hot tasks: the most probable channel (the first of equals). Others: >= 0.5 per channel.
     """

@@ -46,10 +46,12 @@ class Settings:
       seed: of all noise, 0..2^32-1.
       tolerance: loss of Dice in 0..1 by which an image's fused mask may still change when it gets
         no more members (see `ensemble_size`); 0 = all images get all members.
-      decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`).
-        A slice is decided by what is probable; `volume_output` decides a volume as a whole.
+      decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`);
+        both of the probability before it is scaled by the checkpoint's temperature. A slice is
+        decided by what is probable; `volume_output` decides a volume as a whole.
       mirror: pairs of members look in turn at the image and at its mirror images (see `denoiser`);
-        only where training had mirrored images (`data.augment.flip`).
+        only where training had mirrored images (`data.augment.flip`). Off for two members or one,
+        which all look at the image as it is.
     """
 
     members: int
@@ -206,6 +208,8 @@ class Segmenter:
         if settings.steps == 0:  # nothing random is drawn, so there is one member per view
             views = denoiser.views(settings.mirror)
             settings = dataclasses.replace(settings, members=views, tolerance=0.0)
+        elif settings.members <= 2:
+            settings = dataclasses.replace(settings, mirror=False)
         if settings.tolerance and settings.members <= WINDOW:
             raise InputError(
                 f"tolerance: at most {settings.members} members are too few for it; an ensemble is "
@@ -213,6 +217,10 @@ class Segmenter:
             )
         self._segment_fn(settings)
         return settings
+
+    def temperature_of(self, settings: Settings) -> float:
+        """What scales the probabilities, not the masks; 1 if members are not fused by mean."""
+        return self.temperature if settings.fusion == "mean" else 1.0
 
     def stream(
         self,
@@ -295,17 +303,17 @@ class Segmenter:
         fused = fusion.fuse(ensemble.members[:, None], self.task, settings.fusion)[0]
         doubt = fusion.uncertainty(ensemble.members, self.task)
         probability = imaging.resize_probability(fused, shape)
-        if settings.fusion == "mean" and self.temperature != 1:
-            calibrated = apply_temperature(
-                probability, self.temperature, exclusive=self.task.one_hot
-            )
-            probability = calibrated.astype(np.float32)
         how = "probable" if self.task.modalities else settings.decision
         decide = decision.rule(how, lambda: [probability], self.task)
+        mask = imaging.mask_to_labels(decide(probability), self.task)
+        temperature = self.temperature_of(settings)
+        if temperature != 1:
+            calibrated = apply_temperature(probability, temperature, exclusive=self.task.one_hot)
+            probability = calibrated.astype(np.float32)
         return CaseResult(
             case_id=ensemble.case_id,
             image=ensemble.image,
-            mask=imaging.mask_to_labels(decide(probability), self.task),
+            mask=mask,
             probability=probability,
             uncertainty=imaging.resize_probability(doubt[..., None], shape)[..., 0],
             fused_members=ensemble.size,
@@ -319,6 +327,7 @@ class Segmenter:
         """The compiled ensemble for these settings (or the path of one member), and its mesh."""
         fields = ("steps", "sampler", "member_chunk", "mirror")
         chosen = {field: getattr(settings, field) for field in fields}
+        chosen["mirror"] &= not path  # the first member looks at the image as it is
         mesh = sampling_mesh(even_batch(settings.batch_size))
         members = 1 if path else settings.drawn_at_once
         if settings.tolerance and not path:

@@ -1,8 +1,8 @@
 """Temperature scaling of a trained model (Guo et al. 2017): fitted on validation cases, then kept.
 
 The fused probability p of an ensemble becomes sigmoid(logit(p) / T), or the like of a softmax. That
-changes no mask, only how sure the probabilities sound. T is fitted near the borders of the
-references, since elsewhere almost everything is certain and right.
+moves no mask, only how sure the probabilities sound: masks are decided before. T is fitted near the
+borders of the references, since elsewhere almost everything is certain and right.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
 
     Args:
       checkpoint: a workdir (its best checkpoint) or a checkpoint in it.
-      **settings: members, steps, sampler, as in `Segmenter.choose`.
+      **settings: members, steps, sampler, mirror, as in `Segmenter.choose`.
 
     Returns:
       What is stored: {"temperature", "ece": {"before", "after"}, "cases", "sampling"}.

@@ -12,10 +12,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from medsegdiff_jax import decision, imaging, report, volumes
+from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.result_files import (
     CaseFiles,
     case_files,
@@ -118,11 +120,12 @@ def segment(
         yielded stays right.
     """
     config, task = segmenter.config.data, segmenter.task
+    how = _How(settings.decision, segmenter.temperature_of(settings))
     opened: dict[str, _Volume] = {}
 
     def slices() -> Iterator[tuple[str, np.ndarray]]:
         for name, paths in cases.items():
-            volume = opened[name] = _Volume(name, paths, config.plane, task, save, settings)
+            volume = opened[name] = _Volume(name, paths, config.plane, task, save, how)
             depth = len(volume.slices)
             for index in range(depth):
                 around = volumes.neighbours(index, depth, config.neighbours)
@@ -137,6 +140,13 @@ def segment(
             yield opened.pop(name).files()
 
 
+class _How(NamedTuple):
+    """How a volume is decided; the probabilities of its slices come scaled by the temperature."""
+
+    decision: str
+    temperature: float
+
+
 class _Volume:
     """A scan and the results of its slices, as far as they have come."""
 
@@ -147,13 +157,13 @@ class _Volume:
         plane: str,
         task: Task,
         save: Sequence[str],
-        settings: Settings,
+        how: _How,
     ):
         image, self._grid = volumes.read_image(paths, len(task.modalities))
         stored = volumes.to_stored(image, task.modalities)
         self.slices = volumes.to_slices(stored, self._grid, plane)
         self._name, self._plane, self._task, self._save = name, plane, task, save
-        self._decision = settings.decision
+        self._how = how
         self._results: dict[str, list[np.ndarray]] = {}
         self._done, self._seconds, self._members, self._largest = 0, 0.0, 0, None
         self._areas: list[int] = []
@@ -165,7 +175,7 @@ class _Volume:
             self._largest = result
         self._areas.append(area)
         self._put("mask", 0, result.mask)
-        if "probability" in self._save or self._decision != "probable":
+        if "probability" in self._save or self._how.decision != "probable":
             for index, (_, channel) in enumerate(class_channels(self._task)):
                 self._put("probability", index, report.to_byte(result.probability[..., channel]))
         if {"uncertainty", "overlay"} & set(self._save):
@@ -188,9 +198,9 @@ class _Volume:
         """Decides the finished volume; returns how."""
         slices = range(len(self.slices))
         decide = decision.rule(
-            self._decision, lambda: (self._probable(index)[1] for index in slices), self._task
+            self._how.decision, lambda: (self._probable(index)[1] for index in slices), self._task
         )
-        for index in slices if self._decision != "probable" else ():
+        for index in slices if self._how.decision != "probable" else ():
             inside, probability = self._probable(index)
             mask = imaging.mask_to_labels(decide(probability), self._task)
             self._results["mask"][0][index][inside] = mask
@@ -202,10 +212,17 @@ class _Volume:
         kept = [stack[index] for stack in self._results["probability"]]
         inside = np.logical_or.reduce([plane > 0 for plane in kept])
         probability = np.stack([plane[inside] for plane in kept], axis=-1) / np.float32(255)
-        if not self._task.one_hot:
-            return inside, probability
-        background = 1 - probability.sum(-1, keepdims=True)
-        return inside, np.concatenate([background, probability], axis=-1)
+        if self._task.one_hot:
+            background = np.maximum(1 - probability.sum(-1, keepdims=True), 0)
+            probability = np.concatenate([background, probability], axis=-1)
+        return inside, self._unscaled(probability)
+
+    def _unscaled(self, probability: np.ndarray) -> np.ndarray:
+        """As it was before the temperature, which is not to move a mask."""
+        if self._how.temperature == 1:
+            return probability
+        exclusive = self._task.one_hot
+        return apply_temperature(probability, 1 / self._how.temperature, exclusive=exclusive)
 
     def files(self) -> CaseFiles:
         """What is written of the finished volume."""
@@ -230,7 +247,7 @@ class _Volume:
             frames = report.animation(best.image, best.path, self._task)
             writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
-        shown = imaging.mask_to_labels(decide(best.probability), self._task)
+        shown = imaging.mask_to_labels(decide(self._unscaled(best.probability)), self._task)
         return case_files(
             case_id=self._name,
             seconds=self._seconds,

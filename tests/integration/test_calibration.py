@@ -25,13 +25,13 @@ def test_a_temperature_is_kept_used_and_exported(workdir, command, disc_folder, 
     assert stored["temperature"] != 1 and stored["ece"]["after"] < stored["ece"]["before"]
     image = np.random.default_rng(0).integers(0, 256, (1, 37, 22, 3), dtype=np.uint8)
     calibrated = Segmenter.load(workdir)
-    result = calibrated(image, case_ids=["a"], decision="probable")
+    result = calibrated(image, case_ids=["a"])
     assert calibrated.temperature == stored["temperature"]
     calibrated.temperature = 1.0
-    plain = calibrated(image, case_ids=["a"], decision="probable")
+    plain = calibrated(image, case_ids=["a"])
     expected = apply_temperature(plain.probability, stored["temperature"])
     np.testing.assert_allclose(result.probability, expected, atol=1e-5)
-    np.testing.assert_array_equal(result.mask, plain.mask)  # p = 1/2 stays where it is
+    np.testing.assert_array_equal(result.mask, plain.mask)
     voted = [
         segmenter(image, case_ids=["a"], fusion="vote").probability
         for segmenter in (calibrated, Segmenter.load(workdir))

@@ -90,6 +90,8 @@ def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
     assert run(save=("mask", "uncertainty"), seed=1) == ""
     assert run(save=("mask", "uncertainty"), seed=1, members=12, tolerance=0.9) == "abc"
     entries = json.loads((tmp_path / "out" / "run.json").read_text())["cases"].values()
+    assert run(decision="probable") == "abc" and run(decision="probable") == ""
+    assert run(decision="probable", mirror=False) == "abc"
     assert all(entry["members"] in (11, 12) for entry in entries)
 
 

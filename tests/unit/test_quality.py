@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from benchmarks import quality
 from medsegdiff_jax.types import InputError
@@ -44,6 +45,30 @@ def test_rows_that_differ_in_sampling_share_a_training():
     assert runs[2].training[-1] == "--config.diffusion.prediction=eps"
     assert [run.sampling[1:] for run in runs[:3]] == [(), ("--members=1",), ()]
     assert {run.sampling[0] for run in runs} == {"--decision=probable"}
+
+
+def test_a_row_of_other_commands_is_stale(tmp_path, monkeypatch):
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN | {"seeds": [0]}))
+    measured = []
+
+    def measure(run, work, folder):
+        measured.append(run.model)
+        return row(run.model, (0.8, 0.9)) | {"commands": run.commands()}
+
+    monkeypatch.setattr(quality, "measure", measure)
+    rows = tmp_path / "rows" / "plan"
+    with flagsaver.flagsaver(
+        plan=str(tmp_path / "plan.json"), data=["a=/data/a"], rows=str(rows.parent)
+    ):
+        quality.main([])
+        assert measured == ["V2", "V2, 1 member", "eps"]
+        quality.main([])
+        assert len(measured) == 3
+        stale = json.loads((rows / "V2_a_0.json").read_text())
+        stale["commands"]["sample.py"] = []
+        (rows / "V2_a_0.json").write_text(json.dumps(stale))
+        quality.main([])
+    assert measured[3:] == ["V2"]
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"title": "t"}'])
@@ -132,10 +157,22 @@ def test_only_the_text_between_the_marks_is_replaced(tmp_path):
     assert document.read_text() == expected
 
 
+PLANS = sorted((quality.ROOT / "benchmarks" / "plans").glob("*.json"))
+
+
 def test_shipped_plans_can_be_read_and_name_recipes(tmp_path):
-    plans = sorted((quality.ROOT / "benchmarks" / "plans").glob("*.json"))
-    assert plans
-    for path in plans:
+    assert PLANS
+    for path in PLANS:
         plan = quality.read_plan(str(path))
         runs = list(quality.runs_of(plan, dict.fromkeys(plan["data"], str(tmp_path))))
         assert runs and json.dumps(runs)
+
+
+@pytest.mark.parametrize("plan", [path.stem for path in PLANS])
+def test_shipped_rows_were_made_by_the_commands_of_the_shipped_plans(plan):
+    plans, rows = (quality.ROOT / "benchmarks" / part for part in ("plans", "results/quality"))
+    content = quality.read_plan(str(plans / f"{plan}.json"))
+    runs = quality.runs_of(content, dict.fromkeys(content["data"], "/data"))
+    commands = {run.file_name(): run.commands() for run in runs}
+    for path in (rows / plan).glob("*.json"):
+        assert json.loads(path.read_text())["commands"] == commands[path.name], path.name

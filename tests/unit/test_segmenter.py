@@ -129,8 +129,7 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     np.testing.assert_allclose(vote, imaging.resize_probability(decided, (16, 64))[8, :, 0])
 
 
-def test_the_dice_decision_is_made_of_the_calibrated_probability(segmenter, recorded, monkeypatch):
-    monkeypatch.setattr(segmenter, "temperature", 2.0)
+def test_the_dice_decision_is_made_before_the_temperature(segmenter, recorded, monkeypatch):
     images = [np.zeros((16, 64, 3), np.uint8)]
     probable = segmenter(images, case_ids=["x"], fusion="mean", decision="probable")
     dice = segmenter(images, case_ids=["x"], fusion="mean", decision="dice")
@@ -140,6 +139,10 @@ def test_the_dice_decision_is_made_of_the_calibrated_probability(segmenter, reco
     expected = imaging.mask_to_labels(decide(probability), segmenter.task)
     np.testing.assert_array_equal(dice.mask[0], expected)
     assert (dice.mask >= probable.mask).all() and (dice.mask > probable.mask).any()
+    monkeypatch.setattr(segmenter, "temperature", 2.0)
+    scaled = segmenter(images, case_ids=["x"], fusion="mean", decision="dice")
+    assert np.abs(scaled.probability - dice.probability).max() > 0.1
+    np.testing.assert_array_equal(scaled.mask, dice.mask)
     with pytest.raises(InputError, match="decision: 'best' is not one of"):
         segmenter.choose(decision="best")
 
@@ -224,6 +227,7 @@ def test_mirror_images_are_for_models_that_know_them(segmenter, tiny_model, imag
     assert segmenter.settings.mirror
     assert segmenter.choose(steps=0).members == 4  # a view each
     assert segmenter.choose(steps=0, mirror=False).members == 1
+    assert [segmenter.choose(members=n).mirror for n in (1, 2, 3)] == [False, False, True]
     config = tiny_model.config.copy_and_resolve_references()
     config.data.augment.flip = False
     sided = Segmenter(dataclasses.replace(tiny_model, config=config))

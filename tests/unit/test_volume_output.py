@@ -1,10 +1,14 @@
-"""Which NIfTI files make which case."""
+"""Which NIfTI files make which case, and how a volume of slices is decided."""
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.special import expit, softmax
 
-from medsegdiff_jax import volume_output
+from medsegdiff_jax import decision, fusion, imaging, volume_output
+from medsegdiff_jax.metrics import apply_temperature
+from medsegdiff_jax.segmenter import CaseResult
 from medsegdiff_jax.types import InputError, Modality, Task
 
 ONE = Task(("tumour",), (1,), True, 1, (Modality("MR"),))
@@ -78,3 +82,53 @@ def test_a_folder_in_the_folder_is_preferred_and_a_list_chooses(tmp_path):
 def test_what_fits_no_case_is_refused_by_name(tmp_path, task, names, message):
     with pytest.raises(InputError, match=message):
         volume_output.find(folder_of(tmp_path / "scans", *names), None, task)
+
+
+CT = (Modality("CT", (-100.0, 100.0)),)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(("a",), (300,), True, 1, CT),
+        Task(("a", "b", "c"), (1, 7, 300), True, 1, CT),
+        Task(("a", "b"), (1, 2), False, 1, CT),
+    ],
+)
+@pytest.mark.parametrize("method", decision.METHODS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temperature):
+    rng = np.random.default_rng(0)
+    scan = tmp_path / "x.nii.gz"
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    nib.save(nib.Nifti1Image(rng.normal(size=(14, 9, 5)).astype(np.float32), affine), scan)
+    how = volume_output._How(method, temperature)
+    volume = volume_output._Volume("x", (scan,), "axial", task, ("mask",), how)
+    shape = (*volume.slices.shape[:3], task.mask_channels)
+    height = 9 * gaussian_filter(rng.normal(size=shape), (0, 2, 2, 0))
+    probability = (softmax(height, -1) if task.one_hot else expit(height)).astype(np.float32)
+    scaled = apply_temperature(probability, temperature, exclusive=task.one_hot)
+    for index, (plane, shown) in enumerate(zip(probability, scaled, strict=True)):
+        volume.add(
+            CaseResult(
+                case_id=f"x/{index:04d}",
+                image=volume.slices[index],
+                mask=imaging.mask_to_labels(fusion.decide(plane, task), task),
+                probability=shown.astype(np.float32),
+                uncertainty=np.zeros(plane.shape[:2], np.float32),
+                fused_members=2,
+                seconds=0.0,
+            )
+        )
+    assert volume.files().write(tmp_path) == {"mask": "x.nii.gz"}
+    decide = decision.rule(method, lambda: iter(probability), task)
+    expected = imaging.mask_to_labels(decide(probability), task)
+    found = volume._results["mask"][0]
+    assert found.dtype == expected.dtype and found.any()
+    if method == "probable":
+        np.testing.assert_array_equal(found, expected)
+        return
+    wrong = imaging.mask_to_labels(decision.rule(method, lambda: iter(scaled), task)(scaled), task)
+    differ = [np.count_nonzero(mask != expected) for mask in (found, wrong)]
+    assert differ[0] <= 5  # the probabilities are kept in 8 bits
+    assert temperature == 1 or differ[1] > 5 * differ[0]
