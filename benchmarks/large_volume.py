@@ -26,7 +26,7 @@ from medsegdiff_jax.checkpoint import load_model
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Model trained on volumes.")
 _SHAPE = flags.DEFINE_list("shape", "512,512,300", "Voxels along each axis.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-_SAMPLING = ("--members=1", "--steps=1", "--batch_size=16")
+_SAMPLING = ("--members=1", "--steps=1", "--batch_size=16", "--decision=dice")
 
 
 def write_scan(path: Path, shape: tuple[int, ...], modalities: int) -> None:
