@@ -34,7 +34,7 @@ def test_steps_and_members_scores_prefixes_of_one_ensemble(command, trained, dis
         f"--figure={tmp_path / 'rows.png'}",
     ).output
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [(row["steps"], row["members"]) for row in rows] == [(0, 1), (2, 1), (2, 13)]
+    assert [(row["steps"], row["members"]) for row in rows] == [(0, 4), (2, 1), (2, 13)]
     assert all(0 <= row["dice"]["mean"] <= 1 and row["dice"]["n_cases"] == 4 for row in rows)
     needed, unstable = rows[-1]["members_needed_median"], rows[-1]["cases_not_stable"]
     assert unstable == 4 if needed is None else 11 <= needed <= 13

@@ -12,6 +12,7 @@ from medsegdiff_jax.types import InputError, Task
 
 TASK = Task(("lesion",), (1,), True, 3)
 SIZE = 16
+COMPILED = {}  # ensembles of the one model of these tests, by their settings
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,12 @@ def segment(model, image, case, *, members=3, chunk=3, seed=0, **changes):
     """Samples of a batch as numpy [n, B, H, W, K]."""
     network, diffusion, params = model
     settings = {"steps": 3, "sampler": "ddpm", "member_chunk": chunk} | changes
-    fn = denoiser.make_segment_fn(network, diffusion, **settings)
+    key = tuple(sorted(settings.items()))
+    if key not in COMPILED:
+        COMPILED[key] = jax.jit(denoiser.make_segment_fn(network, diffusion, **settings))
     case = jnp.asarray(case, jnp.uint32)
     members = jnp.broadcast_to(jnp.arange(members)[:, None], (members, len(case)))
-    return np.asarray(jax.jit(fn)(params, image, case, np.uint32(seed), members))
+    return np.asarray(COMPILED[key](params, image, case, np.uint32(seed), members))
 
 
 @pytest.fixture(scope="module")
