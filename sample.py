@@ -13,7 +13,7 @@ _STEPS = flags.DEFINE_integer(
     "steps", None, "Denoising steps; 0 = condition model alone, a member per view."
 )
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
-_FUSION = flags.DEFINE_string("fusion", None, "mean, vote or staple.")
+_FUSION = flags.DEFINE_string("fusion", None, "mean, blend, vote or staple.")
 _DECISION = flags.DEFINE_string(
     "decision", None, "dice: the mask that promises the highest Dice; probable: pixel by pixel."
 )

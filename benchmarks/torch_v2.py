@@ -279,22 +279,18 @@ def _segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _training(network: Network, image: Tensor, mask: Tensor) -> Callable[[], Tensor]:
-    """A step of recycling, loss, backward pass, clipping, AdamW and average; waits for the end."""
+    """A step of loss, backward pass, clipping, AdamW and average; waits for the end."""
     leaves = jax.tree.leaves(network.params)
     optim = network.config.optim
     optimizer = torch.optim.AdamW(leaves, optim.learning_rate, weight_decay=optim.weight_decay)
     average = [leaf.detach().clone() for leaf in leaves]
-    generative, recycle = "stem" in network.params, network.config.recycle
+    generative = "stem" in network.params
     scale = network.config.diffusion.input_scale
 
-    def loss(eps: Tensor, t: Tensor, recycled: Tensor) -> Tensor:
+    def loss(eps: Tensor, t: Tensor) -> Tensor:
         x_0, angle = scale * (2 * mask - 1), (t / 1000 * (np.pi / 2))[:, None, None, None]
         with _autocast(network):
             condition = network.encode(image)
-            if generative and recycle:
-                with torch.no_grad():
-                    answer = network.denoise(eps, torch.full_like(t, 1000), condition)
-                x_0 = torch.where(recycled, scale * torch.tanh(answer / 2), x_0)
             x_t = angle.cos() * x_0 + angle.sin() * eps
             output = network.denoise(x_t, t, condition) if generative else None
         total = _segmentation_loss(condition[2].float(), mask)
@@ -304,8 +300,7 @@ def _training(network: Network, image: Tensor, mask: Tensor) -> Callable[[], Ten
 
     def step() -> Tensor:
         t = torch.randint(1, 1001, (len(mask),), device=mask.device)
-        recycled = torch.rand((len(mask), 1, 1, 1), device=mask.device) < recycle
-        value = compiled(torch.randn_like(mask), t, recycled)
+        value = compiled(torch.randn_like(mask), t)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(leaves, optim.grad_clip_norm)

@@ -42,9 +42,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.num_steps = 20_000  # updates
     config.batch_size = 16  # images per update, over all devices
-    # Share of the examples whose x_t is made from the network's own answer. It keeps steps from
-    # losing Dice, but makes members alike: 0 where they are to differ like several raters.
-    config.recycle = 0.5
     config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update
     config.model_shards = 1  # devices that share one copy of the training state: less memory
     config.ema_decay = 0.999  # of the averaged weights, which are validated and used
@@ -65,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.name = recipe
         config.model.condition_prior = False
         config.model.update(_OWN_SIZES.get((recipe, size), {}))
+        config.validation.fusion = config.sampling.fusion = "mean"
     if recipe in DISCRIMINATIVE:
         config.validation.update(steps=0, members=1)
         config.sampling.steps = 0
@@ -182,7 +180,7 @@ def _sampling() -> ConfigDict:
     sampling.members = 10
     sampling.steps = 10
     sampling.sampler = "ddim"  # or "ddpm", "dpmpp" (second order), "dpmpp_sde"
-    sampling.fusion = "mean"  # or "vote" or "staple"
+    sampling.fusion = "blend"  # of members and condition model; or "mean", "vote", "staple"
     sampling.decision = "dice"  # the mask that promises the highest Dice; or "probable"
     sampling.mirror = True  # members also look at mirror images, if data.augment.flip
     sampling.member_chunk = 10  # members at once; bounds the memory
@@ -194,7 +192,6 @@ def _paper(config: ConfigDict) -> None:
     """The recipe of the paper, with our reading where it is silent (docs/paper_to_code.md)."""
     config.num_steps = 100_000
     config.batch_size = 32
-    config.recycle = 0.0
     config.ema_decay = 0.9999
     config.model.condition_prior = config.model.evidence = False
     config.diffusion.schedule = "linear"
@@ -206,6 +203,6 @@ def _paper(config: ConfigDict) -> None:
     config.optim.learning_rate = 1e-4
     config.optim.schedule = "constant"
     config.optim.warmup_steps = 1_000
-    config.validation.steps = 20
+    config.validation.update(steps=20, fusion="mean")
     config.sampling.update(steps=100, sampler="ddpm", fusion="staple")
     config.sampling.update(decision="probable", mirror=False)

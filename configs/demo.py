@@ -14,7 +14,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.condition_widths = config.model.widths = (16, 32, 64, 96)
     config.model.semantic_features = 64
     config.num_steps = 800
-    config.recycle = 0.0  # phantoms have several raters, whom recycled members do not imitate
     config.batch_size = 8
     config.eval_every_steps = 200
     config.checkpoint_every_steps = 200

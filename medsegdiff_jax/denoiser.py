@@ -19,13 +19,13 @@ from jax.sharding import Mesh, PartitionSpec
 from medsegdiff_jax import samplers, schedules
 from medsegdiff_jax.partitioning import compiler_options, replicated
 from medsegdiff_jax.process import Process
-from medsegdiff_jax.types import Array, Condition, DenoiseFn, InputError, Params, Prediction
+from medsegdiff_jax.types import Array, Condition, DenoiseFn, Drawn, InputError, Params, Prediction
 
-MembersFn = Callable[[Params, Array, Array, Array, Array], Array]
+MembersFn = Callable[[Params, Array, Array, Array, Array], Drawn]
 """(params, image [B, H, W, C], case [B] uint32, seed uint32, numbers of the members to draw, [n, B]
-int32) -> probabilities [n, B, H, W, K]."""
+int32) -> n members of B cases, and the condition model's own answer."""
 
-SegmentFn = Callable[[Params, Array, Array, Array, Array], Array]
+SegmentFn = Callable[[Params, Array, Array, Array, Array], Drawn]
 """The same for the members first .. first + n - 1 of each case; [B] first is the fifth argument."""
 
 
@@ -62,8 +62,8 @@ def make_segment_fn(
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       member_chunk: members evaluated at once (vmapped); bounds the memory.
       mirror: give members four views, see above; for a model that was trained with mirror images.
-      path: return what happens on the way, [n, B, steps, H, W, 2 K]: the noisy mask as the network
-        sees it, of unit variance, and the probabilities that it makes of it.
+      path: the members returned are what happens on the way, [n, B, steps, H, W, 2 K]: the noisy
+        mask as the network sees it, of unit variance, and the probabilities that it makes of it.
 
     Raises:
       InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
@@ -74,12 +74,18 @@ def make_segment_fn(
     solver = samplers.SAMPLERS[sampler]
     count = views(mirror)
 
-    def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Array:
+    def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Drawn:
         condition_of = _encode_views(model, params, image, mirror)
+
+        def answer(view: Array) -> Array:  # [B] -> [B, H, W, K]
+            return turn(process.logits_to_mask(condition_of(view).logits), view)
+
+        own = None
+        if model.encode_segments:
+            every = jnp.arange(count)[:, None].repeat(len(image), axis=1)
+            own = jnp.mean(jax.vmap(answer)(every), axis=0)
         if trajectory is None:
-            view = members % count
-            own = jax.vmap(lambda v: process.logits_to_mask(condition_of(v).logits))(view)
-            return jax.vmap(turn)(own, view)
+            return Drawn(jax.vmap(answer)(members % count), own)
         root, mask_shape = jax.random.key(seed), (*image.shape[:-1], model.mask_channels)
         case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
 
@@ -96,7 +102,7 @@ def make_segment_fn(
             both = jnp.concatenate([noisy, process.x0_to_mask(x_0)], axis=-1)
             return jnp.moveaxis(jax.vmap(turn, in_axes=(0, None))(both, view), 0, 1)
 
-        return jax.lax.map(member, members, batch_size=min(member_chunk, len(members)))
+        return Drawn(jax.lax.map(member, members, batch_size=min(member_chunk, len(members))), own)
 
     return segment
 
@@ -178,13 +184,14 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
         segment,
         mesh=mesh,
         in_specs=(shared, cases, cases, shared, PartitionSpec("model", "data")),
-        out_specs=PartitionSpec("model", "data"),
+        out_specs=Drawn(PartitionSpec("model", "data"), cases),
         check_vma=False,  # the scan's noise starts from keys that are the same on all devices
     )
     drawn = -(-members // mesh.shape["model"]) * mesh.shape["model"]
 
-    def all_members(params: Params, image: Array, case: Array, seed: Array, first: Array) -> Array:
+    def all_members(params: Params, image: Array, case: Array, seed: Array, first: Array) -> Drawn:
         numbers = first + jnp.arange(drawn)[:, None]
-        return per_device(params, image, case, seed, numbers)[:members]
+        found = per_device(params, image, case, seed, numbers)
+        return found.replace(members=found.members[:members])
 
     return jax.jit(all_members, out_shardings=replicated(mesh), compiler_options=compiler_options())

@@ -66,17 +66,17 @@ class Validation:
             inputs = shard_shared(on_data(self._mesh), arrays)
             for prefix, segment in self._segment_fns.items():
                 with jax.set_mesh(self._mesh):
-                    members = segment(
+                    drawn = segment(
                         params, inputs["image"], inputs["case"], self._seed, inputs["first"]
                     )
-                members = jax.device_get(members)  # all fusion and scoring below is numpy
-                probability = fusion.fuse(members, task, self._settings.fusion)
+                drawn = jax.device_get(drawn)  # all fusion and scoring below is numpy
+                probability = fusion.fuse(drawn.members, task, self._settings.fusion, drawn.own)
                 decided = fusion.decide(probability, task).astype(bool)
                 for index in np.flatnonzero(batch["valid"]):
                     pair = decided[index], batch["mask"][index].astype(bool)
                     pairs[prefix].setdefault(volume_of(batch["id"][index]), []).append(pair)
                 if not prefix and len(rows) < PICTURES:
-                    doubt = fusion.uncertainty(members, task)
+                    doubt = fusion.uncertainty(drawn.members, task)
                     rows += _picture_rows(batch, probability, doubt, task)[: PICTURES - len(rows)]
         scalars = {
             prefix + name: value

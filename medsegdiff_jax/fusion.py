@@ -1,4 +1,10 @@
-"""From an ensemble of masks to one probability: mean, vote, STAPLE; decisions; uncertainty.
+"""From an ensemble of masks to one probability: mean, blend, vote, STAPLE; decisions; uncertainty.
+
+*Blend.* The mean of n samples and the condition model's own probability both estimate p(mask |
+image). The first is noisy (the n samples) and knows what the diffusion network has learned; the
+second is not noisy and errs in its own way. Half of each is better than either: in Dice, and in how
+well the probabilities are calibrated (docs/results.md). It costs nothing, since the condition model
+has been evaluated anyway.
 
 *STAPLE* (Warfield, Zou and Wells 2004, "Simultaneous truth and performance level estimation
 (STAPLE)", section II, binary case). Rater j says D_ij in {0, 1} at pixel i; the truth T_i is
@@ -31,7 +37,8 @@ from scipy.special import expit, xlogy
 
 from medsegdiff_jax.types import InputError, Task, class_mask
 
-METHODS = ("mean", "vote", "staple")
+OF_MEMBERS = ("mean", "vote", "staple")  # these look at nothing else
+METHODS = (*OF_MEMBERS, "blend")
 
 _STAPLE_TOLERANCE = 1e-7
 _STAPLE_MAX_ITERATIONS = 10_000
@@ -135,26 +142,35 @@ def staple(decisions: np.ndarray) -> Staple:
     return Staple(probability, sensitivity, specificity, iterations)
 
 
-def fuse(members: np.ndarray, task: Task, method: str) -> np.ndarray:
+def fuse(members: np.ndarray, task: Task, method: str, own: np.ndarray | None = None) -> np.ndarray:
     """Ensemble -> one probability per case, pixel and channel.
 
     Args:
       members: [n, B, H, W, K] probabilities in [0, 1].
       task: decides how members are binarised; one-hot tasks stay normalised over K.
-      method: "mean" of the probabilities, "vote" (mean of the members' decisions), or "staple" of
-        the decisions, run on each case and channel alone (one-hot channels: one against the rest,
-        then renormalised over K; a pixel that every class rejects falls back to the vote).
+      method: "mean" of the probabilities, "blend" (half of that and half of `own`), "vote" (mean of
+        the members' decisions), or "staple" of the decisions, run on each case and channel alone
+        (one-hot channels: one against the rest, then renormalised over K; a pixel that every class
+        rejects falls back to the vote).
+      own: [B, H, W, K] the condition model's own probability; only "blend" looks at it.
 
     Returns:
       [B, H, W, K] float32 in [0, 1].
 
     Raises:
-      InputError: unknown method.
+      InputError: unknown method, or a blend without `own`.
     """
     _check_method(method)
     members = np.asarray(members)
     if method == "mean":
         return mean(members).astype(np.float32)
+    if method == "blend":
+        if own is None:
+            raise InputError(
+                "fusion: a blend needs the condition model's own segmentation, which this network "
+                "does not have; use mean"
+            )
+        return (0.5 * mean(members) + 0.5 * np.asarray(own, np.float64)).astype(np.float32)
     decisions = decide(members, task)
     fused = vote(decisions)
     if method == "staple":
@@ -171,7 +187,8 @@ def fuse(members: np.ndarray, task: Task, method: str) -> np.ndarray:
 class RunningFusion:
     """`fuse` of the first n members of one case, n = 1, 2, ..., as they come.
 
-    Means and votes are running sums; STAPLE begins anew with every member.
+    Means and votes are running sums; STAPLE begins anew with every member. Of a blend it is the
+    part that the members have in it: their mean.
     """
 
     def __init__(self, task: Task, method: str):
@@ -188,7 +205,7 @@ class RunningFusion:
         if self._method == "staple":
             self._members.append(member)
             return fuse(np.stack(self._members)[:, None], self._task, "staple")[0]
-        counted = member if self._method == "mean" else decide(member, self._task)
+        counted = member if self._method in ("mean", "blend") else decide(member, self._task)
         self._sum = self._sum + counted.astype(np.float64)
         return (self._sum / self._count).astype(np.float32)
 

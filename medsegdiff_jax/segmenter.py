@@ -40,12 +40,12 @@ class Settings:
       members: samples per image; the most of them if there is a tolerance.
       steps: denoising steps per sample; 0 = the condition model's own answer.
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
-      fusion: "mean", "vote" or "staple".
+      fusion: "mean", "blend", "vote" or "staple" (see `fusion`).
       member_chunk: members sampled at once; bounds the memory.
       batch_size: images sampled at once.
       seed: of all noise, 0..2^32-1.
-      tolerance: loss of Dice in 0..1 by which an image's fused mask may still change when it gets
-        no more members (see `ensemble_size`); 0 = all images get all members.
+      tolerance: loss of Dice in 0..1 by which the mask of an image's fused members may still change
+        when it gets no more of them (see `ensemble_size`); 0 = all images get all members.
       decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`);
         both of the probability before it is scaled by the checkpoint's temperature. A slice is
         decided by what is probable; `volume_output` decides a volume as a whole.
@@ -195,6 +195,11 @@ class Segmenter:
         settings = dataclasses.replace(self.settings, **given)
         if settings.fusion not in fusion.METHODS:
             raise InputError(f"fusion: {settings.fusion!r} is not one of {fusion.METHODS}")
+        if settings.fusion == "blend" and not self._model.encode_segments:
+            raise InputError(
+                f"fusion: a blend needs a condition model that segments, which "
+                f"{type(self._model).__name__} does not have; use mean"
+            )
         if settings.decision not in decision.METHODS:
             raise InputError(f"decision: {settings.decision!r} is not one of {decision.METHODS}")
         if settings.batch_size < 1:
@@ -219,8 +224,8 @@ class Segmenter:
         return settings
 
     def temperature_of(self, settings: Settings) -> float:
-        """What scales the probabilities, not the masks; 1 if members are not fused by mean."""
-        return self.temperature if settings.fusion == "mean" else 1.0
+        """What scales the probabilities, not the masks; 1 if it is votes that are fused."""
+        return self.temperature if settings.fusion in ("mean", "blend") else 1.0
 
     def stream(
         self,
@@ -284,11 +289,12 @@ class Segmenter:
 
             def finish() -> None:
                 nonlocal ended
-                samples, paths = jax.device_get(running)
+                drawn, traced = jax.device_get(running)
                 for index, one in enumerate(group):
-                    one.add(samples[:, index])
+                    one.add(drawn.members[:, index])
+                    one.own = None if drawn.own is None else drawn.own[index]
                     if keep_path:
-                        one.path = paths[0, index]
+                        one.path = traced.members[0, index]
                 began, ended = ended, time.perf_counter()
                 for one in group:
                     one.seconds += (ended - began) / len(group)
@@ -300,7 +306,8 @@ class Segmenter:
     def _result(self, ensemble: Ensemble, settings: Settings) -> CaseResult:
         """Network-sized samples -> the fused answer in the image's own size."""
         shape = ensemble.image.shape[:2]
-        fused = fusion.fuse(ensemble.members[:, None], self.task, settings.fusion)[0]
+        own = None if ensemble.own is None else ensemble.own[None]
+        fused = fusion.fuse(ensemble.members[:, None], self.task, settings.fusion, own)[0]
         doubt = fusion.uncertainty(ensemble.members, self.task)
         probability = imaging.resize_probability(fused, shape)
         how = "probable" if self.task.modalities else settings.decision

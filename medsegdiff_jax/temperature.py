@@ -31,7 +31,8 @@ MAX_CASES = 200  # evenly spread over the split
 def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> dict[str, Any]:
     """Fits the temperature of a checkpoint on its validation split and stores it there.
 
-    `Segmenter`, `sample.py` and `export.py` use it from then on, where members are fused by mean.
+    `Segmenter`, `sample.py` and `export.py` use it from then on, where probabilities
+    are fused and not votes.
 
     Args:
       checkpoint: a workdir (its best checkpoint) or a checkpoint in it.
@@ -47,7 +48,8 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
     if loaded.folder is None:
         raise InputError(f"{checkpoint}: is exported; calibrate its workdir, then export again")
     segmenter = Segmenter(loaded)
-    chosen = segmenter.choose(**settings, fusion="mean")
+    fused_by = segmenter.settings.fusion
+    chosen = segmenter.choose(**settings, fusion=fused_by if fused_by == "blend" else "mean")
     dataset = input_pipeline.load(loaded.config.data)
     source = dataset.sources["validation"]
     count = min(MAX_CASES, len(source))

@@ -1,12 +1,4 @@
-"""One update of the parameters, as a pure function and compiled for a mesh.
-
-*Recycling* (Fu et al. 2023, "A recycling training strategy for medical image segmentation with
-diffusion denoising models"). In sampling, x_t is made from the network's own earlier answers; in
-plain training, from the true mask. The network then learns to trust x_t more than it may, and the
-more steps it takes, the more it believes its first mistake. So for a share of the examples
-(config.recycle) the network first answers from pure noise at t = T, without gradient, and x_t is
-made from that answer. The loss compares with the true mask either way.
-"""
+"""One update of the parameters, as a pure function and compiled for a mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from medsegdiff_jax import denoiser
 from medsegdiff_jax.losses import Objective
 from medsegdiff_jax.partitioning import (
     compiler_options,
@@ -51,28 +42,20 @@ def make_train_step(
     """
     num_steps = diffusion.schedule.num_steps
 
-    def to_be_noised(params, condition, batch):
-        x_0 = diffusion.mask_to_x0(batch["mask"])
-        if not config.recycle:
-            return x_0
-        denoise = denoiser.bind(model, diffusion, params, condition)
-        answer = denoise(batch["start"], jnp.int32(num_steps)).x0
-        return jnp.where(batch["recycled"], answer, x_0)
-
     def loss_fn(params, batch):
         eps, t = batch["eps"], batch["t"]
         condition = model.apply({"params": params}, batch["image"], method="encode")
         output = None
         if model.generative:
-            x_0 = jax.lax.stop_gradient(to_be_noised(params, condition, batch))
-            x_in = diffusion.network_input(diffusion.corrupt(x_0, eps, t), t)
+            x_t = diffusion.corrupt(diffusion.mask_to_x0(batch["mask"]), eps, t)
+            x_in = diffusion.network_input(x_t, t)
             output = model.apply({"params": params}, x_in, t, condition, method="denoise")
         terms = objective(diffusion, output, condition, batch["mask"], eps, t)
         return jnp.mean(terms["total"]), terms
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        batch = batch | draw(key, batch["mask"].shape, num_steps, config.recycle)
+        batch = batch | draw(key, batch["mask"].shape, num_steps)
         params, parts = gathered(state.params), config.accumulate_steps
         gradients, terms = accumulated(jax.grad(loss_fn, has_aux=True), params, batch, parts)
         gradients = scattered(gradients)
@@ -83,28 +66,22 @@ def make_train_step(
     return train_step
 
 
-def draw(key: Array, shape: tuple[int, ...], num_steps: int, recycle: float) -> Batch:
+def draw(key: Array, shape: tuple[int, ...], num_steps: int) -> Batch:
     """Everything random of a step, for masks of `shape` [B, H, W, K].
 
     Args:
       key: of the step.
       shape: of the masks.
       num_steps: T.
-      recycle: share of the examples that are recycled.
 
     Returns:
-      {"t" [B] in 1..T, "eps" like the masks}, and where examples are recycled {"start", the noise
-      at T, like the masks, "recycled" [B, 1, 1, 1] bool}.
+      {"t" [B] in 1..T, "eps" like the masks}.
     """
-    keys = jax.random.split(key, 4)
-    batch = {
-        "t": jax.random.randint(keys[0], shape[:1], 1, num_steps + 1),
-        "eps": jax.random.normal(keys[1], shape),
+    of_t, of_eps = jax.random.split(key)
+    return {
+        "t": jax.random.randint(of_t, shape[:1], 1, num_steps + 1),
+        "eps": jax.random.normal(of_eps, shape),
     }
-    if recycle:
-        batch["start"] = jax.random.normal(keys[2], shape)
-        batch["recycled"] = jax.random.bernoulli(keys[3], recycle, (shape[0], 1, 1, 1))
-    return batch
 
 
 def accumulated(gradient_fn: GradientFn, params: Params, batch: Batch, parts: int) -> Gradients:

@@ -37,7 +37,7 @@ from medsegdiff_jax.writer import MetricWriter, NoWriter, Progress
 _log = logging.getLogger("medsegdiff_jax")
 
 # What must stay the same for a workdir to be resumed.
-_IDENTITY = ("seed", "batch_size", "recycle", "data", "model", "diffusion", "loss")
+_IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
 
 
 class LossWindow:
@@ -189,8 +189,6 @@ def check_config(config: Any) -> None:
             raise InputError(f"config field {field}: {config[field]} is less than 1")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"config field ema_decay: {config.ema_decay} is not in [0, 1)")
-    if not 0 <= config.recycle <= 1:
-        raise InputError(f"config field recycle: {config.recycle} is not in [0, 1]")
     if config.model.condition_prior and config.diffusion.prediction != "x0":
         raise InputError(
             "config field model.condition_prior: needs diffusion.prediction='x0', "

@@ -115,6 +115,20 @@ class Condition:
 
 
 @flax.struct.dataclass
+class Drawn:
+    """What the ensemble says of a batch of B cases.
+
+    Attributes:
+      members: [n, B, H, W, K] probabilities of each sample.
+      own: [B, H, W, K] probability of the condition model alone, the mean over the views of the
+        image; None where the network has no segmentation without denoising.
+    """
+
+    members: Array
+    own: Array | None
+
+
+@flax.struct.dataclass
 class Prediction:
     """Two faces of one network answer: x_t = alpha_t x0 + sigma_t eps.
 

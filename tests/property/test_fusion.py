@@ -110,7 +110,7 @@ def test_mean_and_vote():
 
 
 @pytest.mark.parametrize("task", [BINARY, EXCLUSIVE, REGIONS])
-@pytest.mark.parametrize("method", fusion.METHODS)
+@pytest.mark.parametrize("method", fusion.OF_MEMBERS)
 def test_fuse_shape_range_and_normalisation(task, method):
     rng = np.random.default_rng(0)
     members = rng.random((7, 2, 8, 9, task.mask_channels)).astype(np.float32)
@@ -137,6 +137,28 @@ def test_fuse_staple_is_staple_per_case_and_channel():
         for k in range(2):
             expected = fusion.staple(members[:, b, :, :, k] >= 0.5).probability
             np.testing.assert_allclose(fused[b, ..., k], expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", [BINARY, EXCLUSIVE])
+def test_a_blend_is_half_members_half_condition_model(task):
+    channels = np.random.default_rng(0).dirichlet(np.ones(3), (6, 4, 5)).astype(np.float32)
+    members, own = channels[:5, None], channels[5:]
+    members, own = members[..., : task.mask_channels], own[..., : task.mask_channels]
+    blend = fusion.fuse(members, task, "blend", own)
+    np.testing.assert_allclose(blend, (members.mean(axis=0) + own) / 2, atol=1e-6)
+    assert blend.dtype == np.float32
+    for method in fusion.OF_MEMBERS:
+        without = fusion.fuse(members, task, method)
+        np.testing.assert_array_equal(fusion.fuse(members, task, method, own), without)
+    with pytest.raises(InputError, match="fusion: a blend needs"):
+        fusion.fuse(members, task, "blend")
+
+
+def test_a_growing_blend_is_judged_by_its_members():
+    members = np.random.default_rng(0).random((4, 3, 3, 1)).astype(np.float32)
+    growing = [fusion.RunningFusion(BINARY, method) for method in ("blend", "mean")]
+    for member in members:
+        np.testing.assert_array_equal(*(one.add(member) for one in growing))
 
 
 def test_fuse_refuses_an_unknown_method():
@@ -177,7 +199,7 @@ def test_the_majority_of_label_maps_is_that_of_their_masks(task, raters):
 
 
 @pytest.mark.parametrize("task", [BINARY, EXCLUSIVE, REGIONS])
-@pytest.mark.parametrize("method", fusion.METHODS)
+@pytest.mark.parametrize("method", fusion.OF_MEMBERS)
 def test_a_growing_ensemble_is_fused_like_one_of_its_size(task, method):
     members = np.random.default_rng(0).dirichlet(np.ones(3), (6, 4, 5)).astype(np.float32)
     members = members[..., : task.mask_channels]

@@ -105,8 +105,10 @@ def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     segment = jax.jit(denoiser.make_segment_fn(model, diffusion, **settings))
     image, case = inputs()[0], jnp.arange(3, dtype=jnp.uint32)
     others = (case, np.uint32(0), jnp.array([[0, 2, 4]], jnp.int32))
-    first = np.asarray(segment(params, image, *others))
-    changed = np.asarray(segment(params, image.at[0].multiply(-1), *others))
+    drawn = segment(params, image, *others)
+    first = np.asarray(drawn.members)
+    assert drawn.own is None
+    changed = np.asarray(segment(params, image.at[0].multiply(-1), *others).members)
     assert np.abs(changed[:, 0] - first[:, 0]).max() > 1e-3
     np.testing.assert_allclose(changed[:, 1:], first[:, 1:], atol=1e-5)
 

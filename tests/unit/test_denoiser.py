@@ -38,7 +38,7 @@ def segment(model, image, case, *, members=3, chunk=3, seed=0, **changes):
         COMPILED[key] = jax.jit(denoiser.make_segment_fn(network, diffusion, **settings))
     case = jnp.asarray(case, jnp.uint32)
     members = jnp.broadcast_to(jnp.arange(members)[:, None], (members, len(case)))
-    return np.asarray(COMPILED[key](params, image, case, np.uint32(seed), members))
+    return np.asarray(COMPILED[key](params, image, case, np.uint32(seed), members).members)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_members_come_in_pairs_that_start_from_opposite_noise(model, image, samp
     fn = denoiser.make_segment_fn(network, diffusion, **settings, path=True)
     numbers = jnp.array([[0, 2], [1, 3]])
     case = jnp.array([5, 5], jnp.uint32)
-    path = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers))
+    path = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
     start = path[:, :, 0, ..., 0]
     np.testing.assert_allclose(start[0], -start[1], atol=1e-6)
     assert np.abs(start[0, 0] - start[0, 1]).max() > 1  # another pair, other noise
@@ -86,7 +86,7 @@ def test_each_case_may_continue_its_own_ensemble(model, image):
     fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddpm", member_chunk=2)
     numbers = jnp.array([[1, 3], [2, 4]])
     case = jnp.array([5, 6], jnp.uint32)
-    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers))
+    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
     np.testing.assert_allclose(part[:, 0], whole[1:3, 0], atol=1e-4)
     np.testing.assert_allclose(part[:, 1], whole[3:5, 1], atol=1e-4)
 
@@ -124,6 +124,20 @@ def test_zero_steps_give_the_condition_models_answer_to_each_view(model, image):
         np.testing.assert_allclose(member, view(jax.nn.sigmoid(logits)), atol=1e-5)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_condition_models_own_answer_is_the_mean_over_its_views(model, image, steps, mirror):
+    network, diffusion, params = model
+    settings = {"steps": steps, "sampler": "ddim", "member_chunk": 2, "mirror": mirror}
+    fn = jax.jit(denoiser.make_segment_fn(network, diffusion, **settings))
+    numbers = jnp.zeros((1, 3), jnp.int32)
+    own = fn(params, image, jnp.arange(3, dtype=jnp.uint32), np.uint32(0), numbers).own
+    views = VIEWS if mirror else VIEWS[:1]
+    logits = [network.apply({"params": params}, v(image), method="encode").logits for v in views]
+    answers = [view(jax.nn.sigmoid(one)) for view, one in zip(views, logits, strict=True)]
+    np.testing.assert_allclose(own, np.mean(answers, axis=0), atol=1e-5)
+
+
 def test_cases_that_are_at_different_members_see_their_own_views(model, image):
     network, diffusion, params = model
     whole = segment(model, image[:2], [5, 6], members=6, mirror=True)
@@ -131,7 +145,7 @@ def test_cases_that_are_at_different_members_see_their_own_views(model, image):
     fn = denoiser.make_segment_fn(network, diffusion, **settings)
     case = jnp.array([5, 6], jnp.uint32)
     numbers = jnp.array([[1, 4], [2, 5]])
-    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers))
+    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
     np.testing.assert_allclose(part[:, 0], whole[1:3, 0], atol=1e-4)
     np.testing.assert_allclose(part[:, 1], whole[4:6, 1], atol=1e-4)
 

@@ -9,7 +9,7 @@ from medsegdiff_jax import decision, fusion, imaging
 from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.partitioning import sampling_mesh
 from medsegdiff_jax.segmenter import Segmenter
-from medsegdiff_jax.types import InputError, Modality, case_key
+from medsegdiff_jax.types import Drawn, InputError, Modality, case_key
 
 SIDE = 16
 SIZES = ((20, 28), (16, 16), (40, 9), (13, 31), (20, 28))
@@ -29,7 +29,10 @@ def images():
 
 
 class Recorder:
-    """Stands in for the compiled ensemble: remembers its inputs, answers with given samples."""
+    """Stands in for the compiled ensemble: remembers its inputs, answers with given samples.
+
+    Its condition model marks nothing.
+    """
 
     def __init__(self, samples):
         self.samples, self.calls = samples, []
@@ -37,9 +40,9 @@ class Recorder:
     def __call__(self, params, image, case, seed, first):
         """Same arguments and result as a SegmentFn."""
         self.calls.append((np.asarray(image), np.asarray(case), int(seed)))
-        return np.broadcast_to(
-            self.samples[:, None], (len(self.samples), len(image), *self.samples.shape[1:])
-        )
+        shape = (len(image), *self.samples.shape[1:])
+        members = np.broadcast_to(self.samples[:, None], (len(self.samples), *shape))
+        return Drawn(members, np.zeros(shape, np.float32))
 
 
 @pytest.fixture
@@ -127,6 +130,8 @@ def test_probabilities_are_resized_and_then_decided(segmenter, recorded):
     vote = segmenter([image], case_ids=["x"], fusion="vote").probability[0, 8, :, 0]
     decided = fusion.decide(recorded.samples, segmenter.task).mean(axis=0)
     np.testing.assert_allclose(vote, imaging.resize_probability(decided, (16, 64))[8, :, 0])
+    blend = segmenter([image], case_ids=["x"]).probability[0, 8, :, 0]
+    np.testing.assert_allclose(blend, expected / 2, rtol=1e-6)
 
 
 def test_the_dice_decision_is_made_before_the_temperature(segmenter, recorded, monkeypatch):
@@ -153,7 +158,7 @@ def jittered(case, member):
     return (np.arange(16.0) < 8.3 + wandering).astype(np.float32)[..., None]
 
 
-@pytest.mark.parametrize("method", fusion.METHODS)
+@pytest.mark.parametrize("method", fusion.OF_MEMBERS)
 def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
     segmenter, images, monkeypatch, method
 ):
@@ -161,12 +166,11 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
         def draw(params, image, case, seed, first):
             numbers = np.asarray(first) + np.arange(settings.drawn_at_once)[:, None]
             pairs = np.broadcast_to(np.asarray(case), numbers.shape), numbers
-            return np.stack(
-                [
-                    [jittered(*one) for one in zip(*row, strict=True)]
-                    for row in zip(*pairs, strict=True)
-                ]
-            )
+            members = [
+                [jittered(*one) for one in zip(*row, strict=True)]
+                for row in zip(*pairs, strict=True)
+            ]
+            return Drawn(np.stack(members), None)
 
         return sampling_mesh(1), draw
 
@@ -243,3 +247,11 @@ def test_slices_of_volumes_come_prepared(tiny_model):
         with pytest.raises(InputError, match=r"a slice is uint16 \[H, W, 3\]"):
             segmenter(wrong)
     assert segmenter(np.zeros((1, 9, 9, 3), np.uint16), steps=1, members=1).mask.shape == (1, 9, 9)
+
+
+def test_a_blend_needs_a_condition_model_that_segments(segmenter, monkeypatch):
+    assert segmenter.settings.fusion == "blend"
+    monkeypatch.setattr(segmenter._model, "encode_segments", False, raising=False)
+    with pytest.raises(InputError, match="fusion: a blend needs .* MedSegDiffV2 does not"):
+        segmenter.choose()
+    assert segmenter.choose(fusion="mean").fusion == "mean"

@@ -1,4 +1,4 @@
-"""One update: what it draws, what recycling noises, and that parts are the whole."""
+"""One update: what it draws, which gradient it takes, and that parts are the whole."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import base
-from medsegdiff_jax import denoiser, losses, networks, process, train_step
+from medsegdiff_jax import losses, networks, process, train_step
 from medsegdiff_jax.train_state import TrainState
 from medsegdiff_jax.types import Task
 
@@ -60,39 +60,30 @@ def test_parts_are_the_whole(setting):
         np.testing.assert_allclose(part_terms[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("recycle", [0.0, 1.0])
-def test_the_gradient_is_that_of_the_loss_at_the_mask_or_at_the_networks_own_answer(
-    setting, recycle
-):
+def test_the_gradient_is_that_of_the_loss(setting):
     config, model, diffusion, _, state, batch = setting
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    drawn = train_step.draw(key, batch["mask"].shape, 1000, recycle)
+    drawn = train_step.draw(key, batch["mask"].shape, 1000)
 
     def apply(params, *args, method):
         return model.apply({"params": params}, *args, method=method)
 
-    x_0 = diffusion.mask_to_x0(batch["mask"])
-    if recycle:
-        condition = apply(state.params, batch["image"], method="encode")
-        denoise = denoiser.bind(model, diffusion, state.params, condition)
-        x_0 = denoise(drawn["start"], jnp.int32(1000)).x0
-
     @jax.jit
     def loss(params):
         t, eps = drawn["t"], drawn["eps"]
-        x_in = diffusion.network_input(diffusion.corrupt(x_0, eps, t), t)
+        x_t = diffusion.corrupt(diffusion.mask_to_x0(batch["mask"]), eps, t)
         condition = apply(params, batch["image"], method="encode")
-        output = apply(params, x_in, t, condition, method="denoise")
+        output = apply(params, diffusion.network_input(x_t, t), t, condition, method="denoise")
         objective = losses.build(config.loss)
         return objective(diffusion, output, condition, batch["mask"], eps, t)["total"].mean()
 
-    gradient, terms = updated(setting, recycle=recycle)
+    gradient, terms = updated(setting)
     np.testing.assert_allclose(terms["total"].mean(), loss(state.params), rtol=1e-4)
     assert_close(gradient, jax.jit(jax.grad(loss))(state.params))
 
 
-def test_about_the_wished_share_is_recycled():
-    drawn = train_step.draw(jax.random.key(0), (4000, 1, 1, 1), 10, 0.25)
-    assert 0.22 < drawn["recycled"].mean() < 0.28
+def test_every_step_of_the_diffusion_is_drawn():
+    drawn = train_step.draw(jax.random.key(0), (4000, 1, 1, 1), 10)
     assert set(np.unique(drawn["t"])) == set(range(1, 11))
-    assert "recycled" not in train_step.draw(jax.random.key(0), (4, 1, 1, 1), 10, 0.0)
+    assert abs(drawn["eps"].mean()) < 0.06 and 0.95 < drawn["eps"].std() < 1.05
+    assert abs(np.corrcoef(drawn["t"], drawn["eps"][:, 0, 0, 0])[0, 1]) < 0.06
