@@ -6,18 +6,19 @@
 A plan is a JSON file:
 
     title     what the table is about
-    data      dataset -> flags of train.py; its folder, with train.txt and test.txt, comes by --data
+    data      dataset -> flags of train.py; its folder comes by --data
     training  flags of train.py that all rows share: the budget, the augmentation
     sampling  flags of sample.py that all rows share; may be missing
     models    row -> {"config": recipe[,size] of configs/folder.py, "flags": more flags of train.py,
               "sampling": flags of sample.py}; the first row is what the others are compared with
     seeds     list of config.seed
 
-The three commands of the README do the work, so a row can be had by hand, too; rows that differ in
-sampling alone share a training. Whatever is finished is not done again: a killed benchmark goes on
-where it was, and --minutes ends it before the next training. A row of an ensemble also says how
-many members it takes until the fused mask is stable (`ensemble_size`), on at most STABLE_CASES test
-cases with at most STABLE_MEMBERS members. Rows are written to --rows as JSON, one file each. The
+The commands of the README do the work, so a row can be had by hand, too; rows that differ in
+sampling alone share a training. Test cases, pictures or volumes, are what `python -m data` writes
+of the split. Whatever is finished is not done again: a killed benchmark goes on where it was, and
+--minutes ends it before the next training. A row of an ensemble also says how many members it takes
+until the ensemble is stable (`ensemble_size`), on at most STABLE_CASES test pictures (of volumes,
+one) with at most STABLE_MEMBERS members. Rows are written to --rows as JSON, one file each. The
 table is made from these files alone; in --document it replaces what stands between the lines
 `<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
 """
@@ -49,7 +50,7 @@ _MINUTES = flags.DEFINE_float("minutes", float("inf"), "Start no training after 
 _DOCUMENT = flags.DEFINE_string("document", None, "Markdown file whose table is to be replaced.")
 _TRAINING = flags.DEFINE_multi_string("flag", [], "One more flag of train.py; repeatable.")
 
-METRICS = (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95 (px)", 1))
+METRICS = (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95", 1))
 RESAMPLES = 10_000
 DOUBT = {
     "GED": ("classes", ("ged", "mean")),
@@ -119,23 +120,22 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
                 yield Run(model, dataset, seed, training, sampling)
 
 
-def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
+def measure(run: Run, work: Path) -> dict[str, Any]:
     """Trains, samples and scores as far as that is not done; returns the row."""
     workdir = work / run.training_name()
     predictions = work / f"{Path(run.file_name()).stem}_{_digest(run)}"
-    score = predictions / "score"
+    score, cases = predictions / "score", work / f"{run.dataset}_test"
     if not (score / "metrics.json").exists():
         command("train.py", *run.training, f"--workdir={workdir}")
-        command("sample.py", f"--checkpoint={workdir}", f"--input={folder}",
-                f"--list={folder}/test.txt", f"--output={predictions}",
-                "--save=mask,probability,uncertainty,members", *run.sampling)  # fmt: skip
-        command("evaluate.py", f"--predictions={predictions}", f"--references={folder}",
+        command("-m", "data", *run.training, "--split=test", f"--output={cases}")
+        command("sample.py", f"--checkpoint={workdir}", f"--input={cases}",
+                f"--output={predictions}", "--save=mask,probability,uncertainty,members",
+                *run.sampling)  # fmt: skip
+        command("evaluate.py", f"--predictions={predictions}", f"--references={cases}",
                 f"--output={score}")  # fmt: skip
     done = json.loads((predictions / "run.json").read_text())
     ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
     metrics = json.loads((score / "metrics.json").read_text())
-    with (score / "per_case.csv").open() as file:
-        cases = [(row["case"], float(row["dice"])) for row in csv.DictReader(file)]
     seconds = [case["seconds"] for case in done["cases"].values()]
     return {
         **{field: getattr(run, field) for field in ("model", "dataset", "seed")},
@@ -144,16 +144,25 @@ def measure(run: Run, work: Path, folder: str) -> dict[str, Any]:
         "checkpoint": done["checkpoint"],
         "sampling": done["sampling"],
         "seconds_per_case": round(float(np.median(seconds)), 4),
-        "stable_members": stable_members(run, workdir, predictions, folder) if ensemble else None,
+        "stable_members": stable_members(run, workdir, cases, predictions) if ensemble else None,
         "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
-        "dice_of_cases": {case: round(dice, 5) for case, dice in cases},
+        "dice_of_cases": dice_of_cases(score / "per_case.csv"),
         "hardware": hardware(),
         "versions": versions(),
     }
 
 
-def stable_members(run: Run, workdir: Path, predictions: Path, folder: str) -> dict[str, float]:
+def dice_of_cases(path: Path) -> dict[str, float]:
+    """Case -> its Dice in a per_case.csv, mean over the classes."""
+    found: dict[str, list[float]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["case"], []).append(float(row["dice"]))
+    return {case: round(float(np.mean(dice)), 5) for case, dice in found.items()}
+
+
+def stable_members(run: Run, workdir: Path, cases: Path, predictions: Path) -> dict[str, float]:
     """Members until the ensemble is stable.
 
     A case that is not stable with the most members counts as these, so that with any of them the
@@ -162,15 +171,16 @@ def stable_members(run: Run, workdir: Path, predictions: Path, folder: str) -> d
     Returns:
       "mean" over "cases", "most" members allowed, how many cases were "unstable".
     """
-    names = imaging.read_names(Path(folder) / "test.txt")
-    chosen = names[:: -(-len(names) // STABLE_CASES)]
+    done = json.loads((predictions / "run.json").read_text())
+    names = sorted(done["cases"])
+    chosen = names[:1] if done["task"]["modalities"] else names[:: -(-len(names) // STABLE_CASES)]
     names_file, output = predictions / "stable.txt", predictions / "stable"
     names_file.write_text("\n".join(chosen) + "\n")
-    command("sample.py", f"--checkpoint={workdir}", f"--input={folder}", f"--list={names_file}",
+    command("sample.py", f"--checkpoint={workdir}", f"--input={cases}", f"--list={names_file}",
             f"--output={output}", "--save=mask", *run.sampling, f"--members={STABLE_MEMBERS}",
             "--tolerance=0.001")  # fmt: skip
-    cases = json.loads((output / "run.json").read_text())["cases"].values()
-    members = np.array([case["members"] for case in cases])
+    stable = json.loads((output / "run.json").read_text())["cases"].values()
+    members = np.array([case["members"] for case in stable])
     return {
         "mean": float(members.mean()),
         "cases": len(members),
@@ -343,7 +353,7 @@ def main(argv: list[str]) -> None:
         if time.monotonic() - began > 60 * _MINUTES.value:
             left += 1
             continue
-        row = measure(run, work, folders[run.dataset])
+        row = measure(run, work)
         folder.mkdir(parents=True, exist_ok=True)
         report.write_json(path, row)
     if left:

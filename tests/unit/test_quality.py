@@ -51,7 +51,7 @@ def test_a_row_of_other_commands_is_stale(tmp_path, monkeypatch):
     (tmp_path / "plan.json").write_text(json.dumps(PLAN | {"seeds": [0]}))
     measured = []
 
-    def measure(run, work, folder):
+    def measure(run, work):
         measured.append(run.model)
         return row(run.model, (0.8, 0.9)) | {"commands": run.commands()}
 
@@ -144,6 +144,11 @@ def test_the_table_averages_seeds_and_compares_with_the_first_model():
     single["scores"]["uncertainty"]["classes"]["lesion"]["interval_iou"]["mean"] = None
     alone = quality.table([single], ["V2"]).splitlines()[2]
     assert "| 0.2000 |  | 0.0300 | 4.94 | 2.00 | 13.0 |  | 0.50 |" in alone
+
+
+def test_a_case_has_the_mean_over_its_classes(tmp_path):
+    (tmp_path / "per_case.csv").write_text("case,class,dice\nx,a,0.5\ny,a,0.25\nx,b,0.75\n")
+    assert quality.dice_of_cases(tmp_path / "per_case.csv") == {"x": 0.625, "y": 0.25}
 
 
 def test_only_the_text_between_the_marks_is_replaced(tmp_path):
