@@ -6,11 +6,12 @@
 A plan is a JSON file:
 
     title     what the table is about
-    data      dataset -> flags of train.py; its folder comes by --data
+    data      dataset -> flags of train.py; its folder comes by --data, its config is the one of
+              its name (configs/isic2018.py), or else configs/folder.py
     training  flags of train.py that all rows share: the budget, the augmentation
     sampling  flags of sample.py that all rows share; may be missing
-    models    row -> {"config": recipe[,size] of configs/folder.py, "flags": more flags of train.py,
-              "sampling": flags of sample.py}; the first row is what the others are compared with
+    models    row -> {"config": recipe[,size], "flags": more flags of train.py, "sampling": flags of
+              sample.py}; the first row is what the others are compared with
     seeds     list of config.seed
 
 The commands of the README do the work, so a row can be had by hand, too; rows that differ in
@@ -109,9 +110,11 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
         for dataset, of_data in plan["data"].items():
             if dataset not in folders:
                 continue
+            own = f"configs/{dataset}.py"
+            config = own if (ROOT / own).exists() else "configs/folder.py"
             for model, how in plan["models"].items():
                 training = (
-                    f"--config=configs/folder.py:{how['config']}",
+                    f"--config={config}:{how['config']}",
                     f"--config.data.path={Path(folders[dataset]).resolve()}",
                     f"--config.seed={seed}",
                     *(*plan["training"], *of_data, *how.get("flags", ()), *_TRAINING.value),

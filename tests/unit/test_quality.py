@@ -47,6 +47,16 @@ def test_rows_that_differ_in_sampling_share_a_training():
     assert {run.sampling[0] for run in runs} == {"--decision=probable"}
 
 
+def test_a_public_dataset_has_its_own_config():
+    plan = PLAN | {"data": {"btcv": [], "b": []}}
+    runs = list(quality.runs_of(plan, {"btcv": "/data/btcv", "b": "/data/b"}))
+    configs = {run.dataset: run.training[0] for run in runs if run.model == "eps"}
+    assert configs == {
+        "btcv": "--config=configs/btcv.py:default",
+        "b": "--config=configs/folder.py:default",
+    }
+
+
 def test_a_row_of_other_commands_is_stale(tmp_path, monkeypatch):
     (tmp_path / "plan.json").write_text(json.dumps(PLAN | {"seeds": [0]}))
     measured = []
