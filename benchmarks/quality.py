@@ -139,6 +139,7 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
     done = json.loads((predictions / "run.json").read_text())
     ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
     metrics = json.loads((score / "metrics.json").read_text())
+    metrics["run"]["predictions"] = predictions.name  # not where it lies on this machine
     seconds = [case["seconds"] for case in done["cases"].values()]
     return {
         **{field: getattr(run, field) for field in ("model", "dataset", "seed")},

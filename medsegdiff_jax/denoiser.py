@@ -76,16 +76,11 @@ def make_segment_fn(
 
     def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Drawn:
         condition_of = _encode_views(model, params, image, mirror)
-
-        def answer(view: Array) -> Array:  # [B] -> [B, H, W, K]
-            return turn(process.logits_to_mask(condition_of(view).logits), view)
-
-        own = None
-        if model.encode_segments:
-            every = jnp.arange(count)[:, None].repeat(len(image), axis=1)
-            own = jnp.mean(jax.vmap(answer)(every), axis=0)
+        every = jnp.arange(count)[:, None].repeat(len(image), axis=1)
+        alone = model.encode_segments
+        own = _own_answers(process, condition_of, every).mean(axis=0) if alone else None
         if trajectory is None:
-            return Drawn(jax.vmap(answer)(members % count), own)
+            return Drawn(_own_answers(process, condition_of, members % count), own)
         root, mask_shape = jax.random.key(seed), (*image.shape[:-1], model.mask_channels)
         case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
 
@@ -126,6 +121,14 @@ def _encode_views(
         return jax.tree.map(lambda leaf: leaf[view * len(cases) + cases], conditions)
 
     return condition_of
+
+
+def _own_answers(
+    process: Process, condition_of: Callable[[Array], Condition], view: Array
+) -> Array:
+    """The condition model's own segmentation [n, B, H, W, K] of the cases in the views [n, B]."""
+    answers = jax.vmap(lambda v: process.logits_to_mask(condition_of(v).logits))(view)
+    return jax.vmap(turn)(answers, view)
 
 
 def _opposite_in_pairs(case_keys: Array, numbers: Array, shape: tuple[int, ...]) -> Array:

@@ -38,6 +38,7 @@ class Validation:
         self._settings, self._dataset = config.validation, dataset
         self._mesh = sampling_mesh(self._settings.batch_size)
         self._seed = np.uint32(config.seed)
+        fusion.check_method(self._settings.fusion, model.encode_segments)
         sampling = {name: self._settings[name] for name in ("steps", "sampler", "member_chunk")}
         ensemble = denoiser.make_segment_fn(model, process, **sampling)
         members = self._settings.members

@@ -2,9 +2,9 @@
 
 *Blend.* The mean of n samples and the condition model's own probability both estimate p(mask |
 image). The first is noisy (the n samples) and knows what the diffusion network has learned; the
-second is not noisy and errs in its own way. Half of each is better than either: in Dice, and in how
-well the probabilities are calibrated (docs/results.md). It costs nothing, since the condition model
-has been evaluated anyway.
+second is not noisy and errs in its own way. Half of each makes a better mask than the condition
+model alone, and never one much worse than the better of the two (docs/results.md). It costs
+nothing, since the condition model has been evaluated anyway.
 
 *STAPLE* (Warfield, Zou and Wells 2004, "Simultaneous truth and performance level estimation
 (STAPLE)", section II, binary case). Rater j says D_ij in {0, 1} at pixel i; the truth T_i is
@@ -142,6 +142,22 @@ def staple(decisions: np.ndarray) -> Staple:
     return Staple(probability, sensitivity, specificity, iterations)
 
 
+def check_method(method: str, segments: bool) -> None:
+    """Raises InputError for an unknown method, or a blend of a network that lacks a part of it.
+
+    Args:
+      method: of fusion.
+      segments: whether the condition model has a segmentation of its own.
+    """
+    if method not in METHODS:
+        raise InputError(f"fusion: {method!r} is not one of {', '.join(METHODS)}")
+    if method == "blend" and not segments:
+        raise InputError(
+            "fusion: a blend needs a condition model with a segmentation of its own, which this "
+            "network does not have; use mean"
+        )
+
+
 def fuse(members: np.ndarray, task: Task, method: str, own: np.ndarray | None = None) -> np.ndarray:
     """Ensemble -> one probability per case, pixel and channel.
 
@@ -160,16 +176,11 @@ def fuse(members: np.ndarray, task: Task, method: str, own: np.ndarray | None = 
     Raises:
       InputError: unknown method, or a blend without `own`.
     """
-    _check_method(method)
+    check_method(method, own is not None)
     members = np.asarray(members)
     if method == "mean":
         return mean(members).astype(np.float32)
     if method == "blend":
-        if own is None:
-            raise InputError(
-                "fusion: a blend needs the condition model's own segmentation, which this network "
-                "does not have; use mean"
-            )
         return (0.5 * mean(members) + 0.5 * np.asarray(own, np.float64)).astype(np.float32)
     decisions = decide(members, task)
     fused = vote(decisions)
@@ -193,7 +204,7 @@ class RunningFusion:
 
     def __init__(self, task: Task, method: str):
         """Starts empty. Raises InputError for an unknown method."""
-        _check_method(method)
+        check_method(method, segments=True)
         self._task, self._method = task, method
         self._members: list[np.ndarray] = []
         self._sum: np.ndarray | float = 0.0
@@ -227,11 +238,6 @@ def uncertainty(members: np.ndarray, task: Task) -> np.ndarray:
     else:
         entropy = (-(xlogy(p, p) + xlogy(1 - p, 1 - p)) / np.log(2)).max(-1)
     return np.clip(entropy, 0.0, 1.0).astype(np.float32)
-
-
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise InputError(f"fusion: {method!r} is not one of {', '.join(METHODS)}")
 
 
 def _as_decisions(decisions: np.ndarray) -> np.ndarray:

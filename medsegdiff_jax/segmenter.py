@@ -193,13 +193,7 @@ class Segmenter:
                 raise InputError(f"unknown setting {name!r}; there are {', '.join(sorted(known))}")
         given = {name: value for name, value in changes.items() if value is not None}
         settings = dataclasses.replace(self.settings, **given)
-        if settings.fusion not in fusion.METHODS:
-            raise InputError(f"fusion: {settings.fusion!r} is not one of {fusion.METHODS}")
-        if settings.fusion == "blend" and not self._model.encode_segments:
-            raise InputError(
-                f"fusion: a blend needs a condition model that segments, which "
-                f"{type(self._model).__name__} does not have; use mean"
-            )
+        fusion.check_method(settings.fusion, self._model.encode_segments)
         if settings.decision not in decision.METHODS:
             raise InputError(f"decision: {settings.decision!r} is not one of {decision.METHODS}")
         if settings.batch_size < 1:

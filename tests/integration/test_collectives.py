@@ -43,8 +43,9 @@ def collectives():
 
 
 def test_sampling_gathers_nothing_but_its_result(collectives):
-    # 4 members of 8 cases of 16 x 16 pixels in float32, once, after all steps.
-    assert collectives["segment"] == {"all-gather": {"count": 1, "bytes": 4 * 8 * 16 * 16 * 4}}
+    # 4 members and the condition model's own answer, of 8 cases of 16 x 16 pixels in float32; once.
+    gathered = {"count": 2, "bytes": (4 + 1) * 8 * 16 * 16 * 4}
+    assert collectives["segment"] == {"all-gather": gathered}
 
 
 def test_training_reduces_the_gradients_once(collectives):

@@ -11,6 +11,7 @@ import pytest
 from configs import base
 from medsegdiff_jax import denoiser, evaluator, losses, networks, process
 from medsegdiff_jax.networks import layers, medsegdiff_v1, segdiff, swin_unetr, transformer
+from medsegdiff_jax.partitioning import sampling_mesh
 from medsegdiff_jax.types import InputError, Task
 
 BINARY = Task(("lesion",), (1,), True, 3)
@@ -102,9 +103,10 @@ def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     model, params, _ = randomized(name)
     diffusion = process.build(base.get_config(name).diffusion, BINARY)
     settings = {"steps": 2, "sampler": "ddpm", "member_chunk": 1, "mirror": True}
-    segment = jax.jit(denoiser.make_segment_fn(model, diffusion, **settings))
+    ensemble = denoiser.make_segment_fn(model, diffusion, **settings)
+    segment = denoiser.compile_segment_fn(ensemble, sampling_mesh(3), members=1)
     image, case = inputs()[0], jnp.arange(3, dtype=jnp.uint32)
-    others = (case, np.uint32(0), jnp.array([[0, 2, 4]], jnp.int32))
+    others = (case, np.uint32(0), jnp.array([0, 2, 4], jnp.int32))
     drawn = segment(params, image, *others)
     first = np.asarray(drawn.members)
     assert drawn.own is None
@@ -152,6 +154,15 @@ def test_validation_scores_the_condition_model_only_where_there_is_one(name, sco
     diffusion = process.build(config.diffusion, BINARY)
     validation = evaluator.Validation(config, dataset, build(name), diffusion)
     assert set(validation._segment_fns) == scored
+
+
+def test_validation_of_a_blend_needs_a_condition_model_that_segments():
+    config = base.get_config("ensdiff,tiny")
+    config.validation.fusion = "blend"
+    dataset = types.SimpleNamespace(name="none", sources={"validation": [0]}, task=BINARY)
+    diffusion = process.build(config.diffusion, BINARY)
+    with pytest.raises(InputError, match="fusion: a blend needs"):
+        evaluator.Validation(config, dataset, build("ensdiff"), diffusion)
 
 
 @pytest.mark.parametrize(
