@@ -2,9 +2,9 @@
 
 *Blend.* The mean of n samples and the condition model's own probability both estimate p(mask |
 image). The first is noisy (the n samples) and knows what the diffusion network has learned; the
-second is not noisy and errs in its own way. Half of each makes a better mask than the condition
-model alone, and never one much worse than the better of the two (docs/results.md). It costs
-nothing, since the condition model has been evaluated anyway.
+second is not noisy and errs in its own way. Half of each is about as good as the better of the two
+(docs/results.md, which says how it was chosen). It costs nothing, since the condition model has
+been evaluated anyway.
 
 *STAPLE* (Warfield, Zou and Wells 2004, "Simultaneous truth and performance level estimation
 (STAPLE)", section II, binary case). Rater j says D_ij in {0, 1} at pixel i; the truth T_i is
@@ -39,6 +39,7 @@ from medsegdiff_jax.types import InputError, Task, class_mask
 
 OF_MEMBERS = ("mean", "vote", "staple")  # these look at nothing else
 METHODS = (*OF_MEMBERS, "blend")
+OF_PROBABILITIES = ("mean", "blend")  # not of decisions
 
 _STAPLE_TOLERANCE = 1e-7
 _STAPLE_MAX_ITERATIONS = 10_000
@@ -216,7 +217,7 @@ class RunningFusion:
         if self._method == "staple":
             self._members.append(member)
             return fuse(np.stack(self._members)[:, None], self._task, "staple")[0]
-        counted = member if self._method in ("mean", "blend") else decide(member, self._task)
+        counted = member if self._method in OF_PROBABILITIES else decide(member, self._task)
         self._sum = self._sum + counted.astype(np.float64)
         return (self._sum / self._count).astype(np.float32)
 

@@ -219,7 +219,7 @@ class Segmenter:
 
     def temperature_of(self, settings: Settings) -> float:
         """What scales the probabilities, not the masks; 1 if it is votes that are fused."""
-        return self.temperature if settings.fusion in ("mean", "blend") else 1.0
+        return self.temperature if settings.fusion in fusion.OF_PROBABILITIES else 1.0
 
     def stream(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 
 from medsegdiff_jax import imaging, input_pipeline, report
 from medsegdiff_jax.checkpoint import CALIBRATION, load_model
-from medsegdiff_jax.fusion import majority
+from medsegdiff_jax.fusion import OF_PROBABILITIES, majority
 from medsegdiff_jax.metrics.calibration import (
     BORDER_PIXELS,
     apply_temperature,
@@ -31,8 +31,8 @@ MAX_CASES = 200  # evenly spread over the split
 def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> dict[str, Any]:
     """Fits the temperature of a checkpoint on its validation split and stores it there.
 
-    `Segmenter`, `sample.py` and `export.py` use it from then on, where probabilities
-    are fused and not votes.
+    `Segmenter`, `sample.py` and `export.py` use it from then on, where probabilities are fused, not
+    votes.
 
     Args:
       checkpoint: a workdir (its best checkpoint) or a checkpoint in it.
@@ -49,7 +49,8 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
         raise InputError(f"{checkpoint}: is exported; calibrate its workdir, then export again")
     segmenter = Segmenter(loaded)
     fused_by = segmenter.settings.fusion
-    chosen = segmenter.choose(**settings, fusion=fused_by if fused_by == "blend" else "mean")
+    fused_by = fused_by if fused_by in OF_PROBABILITIES else "mean"
+    chosen = segmenter.choose(**settings, fusion=fused_by)
     dataset = input_pipeline.load(loaded.config.data)
     source = dataset.sources["validation"]
     count = min(MAX_CASES, len(source))
