@@ -13,15 +13,16 @@ A plan is a JSON file:
     models    row -> {"config": recipe[,size], "flags": more flags of train.py, "sampling": flags of
               sample.py}; the first row is what the others are compared with
     seeds     list of config.seed
+    split     "validation" in a plan for choosing; may be missing: rows are scored on "test"
 
 The commands of the README do the work, so a row can be had by hand, too; rows that differ in
 sampling alone share a training. Test cases, pictures or volumes, are what `python -m data` writes
 of the split. Whatever is finished is not done again: a killed benchmark goes on where it was, and
 --minutes ends it before the next training. A row of an ensemble also says how many members it takes
 until the ensemble is stable (`ensemble_size`), on at most STABLE_CASES test pictures (of volumes,
-one) with at most STABLE_MEMBERS members. Rows are written to --rows as JSON, one file each. The
-table is made from these files alone; in --document it replaces what stands between the lines
-`<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
+one) with at most STABLE_MEMBERS members; a plan for choosing leaves that out. Rows are written to
+--rows as JSON, one file each. The table is made from these files alone; in --document it replaces
+what stands between the lines `<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
 """
 
 import csv
@@ -67,6 +68,7 @@ class Run(NamedTuple):
     model: str
     dataset: str
     seed: int
+    split: str
     training: tuple[str, ...]
     sampling: tuple[str, ...]
 
@@ -81,7 +83,11 @@ class Run(NamedTuple):
 
     def commands(self) -> dict[str, list[str]]:
         """What its row is measured by; a row of other commands is stale."""
-        return {"train.py": _public(self.training), "sample.py": list(self.sampling)}
+        return {
+            "train.py": _public(self.training),
+            "data": [f"--split={self.split}"],
+            "sample.py": list(self.sampling),
+        }
 
 
 def _digest(words: tuple) -> str:
@@ -120,17 +126,17 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
                     *(*plan["training"], *of_data, *how.get("flags", ()), *_TRAINING.value),
                 )
                 sampling = (*plan.get("sampling", ()), *how.get("sampling", ()))
-                yield Run(model, dataset, seed, training, sampling)
+                yield Run(model, dataset, seed, plan.get("split", "test"), training, sampling)
 
 
 def measure(run: Run, work: Path) -> dict[str, Any]:
     """Trains, samples and scores as far as that is not done; returns the row."""
     workdir = work / run.training_name()
     predictions = work / f"{Path(run.file_name()).stem}_{_digest(run)}"
-    score, cases = predictions / "score", work / f"{run.dataset}_test"
+    score, cases = predictions / "score", work / f"{run.dataset}_{run.split}"
     if not (score / "metrics.json").exists():
         command("train.py", *run.training, f"--workdir={workdir}")
-        command("-m", "data", *run.training, "--split=test", f"--output={cases}")
+        command("-m", "data", *run.training, f"--split={run.split}", f"--output={cases}")
         command("sample.py", f"--checkpoint={workdir}", f"--input={cases}",
                 f"--output={predictions}", "--save=mask,probability,uncertainty,members",
                 *run.sampling)  # fmt: skip
@@ -138,6 +144,7 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
                 f"--output={score}")  # fmt: skip
     done = json.loads((predictions / "run.json").read_text())
     ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
+    count = ensemble and run.split == "test"
     metrics = json.loads((score / "metrics.json").read_text())
     metrics["run"]["predictions"] = predictions.name  # not where it lies on this machine
     seconds = [case["seconds"] for case in done["cases"].values()]
@@ -148,7 +155,7 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
         "checkpoint": done["checkpoint"],
         "sampling": done["sampling"],
         "seconds_per_case": round(float(np.median(seconds)), 4),
-        "stable_members": stable_members(run, workdir, cases, predictions) if ensemble else None,
+        "stable_members": stable_members(run, workdir, cases, predictions) if count else None,
         "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
         "dice_of_cases": dice_of_cases(score / "per_case.csv"),

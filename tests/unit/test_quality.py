@@ -57,6 +57,25 @@ def test_a_public_dataset_has_its_own_config():
     }
 
 
+def test_a_plan_for_choosing_is_scored_on_validation_cases(tmp_path, monkeypatch):
+    run = next(quality.runs_of(PLAN | {"split": "validation"}, {"a": "/data/a"}))
+    called = []
+
+    def stop(*words):
+        called.append(words)
+        if "sample.py" in words:
+            raise InputError("as far as this")
+
+    monkeypatch.setattr(quality, "command", stop)
+    with pytest.raises(InputError, match="as far"):
+        quality.measure(run, tmp_path)
+    cases = str(tmp_path / "a_validation")
+    assert "--split=validation" in called[1] and f"--output={cases}" in called[1]
+    assert f"--input={cases}" in called[2]
+    assert run.commands()["data"] == ["--split=validation"]
+    assert run.commands() != next(quality.runs_of(PLAN, {"a": "/data/a"})).commands()
+
+
 def test_a_row_of_other_commands_is_stale(tmp_path, monkeypatch):
     (tmp_path / "plan.json").write_text(json.dumps(PLAN | {"seeds": [0]}))
     measured = []
