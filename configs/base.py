@@ -20,11 +20,12 @@ _V1_PAPER = {"widths": (64, 128, 192, 256, 384)}
 _OWN_SIZES = {
     ("medsegdiff_v1", "small"): _WIDE,
     ("medsegdiff_v1", "paper"): _V1_PAPER,
-    ("medsegdiff_transunet", "small"): _WIDE,
+    ("medsegdiff_transunet", "small"): {**_WIDE, "semantic_features": 160},
     ("medsegdiff_transunet", "paper"): _V1_PAPER,
     ("ensdiff", "small"): _WIDE,
     ("segdiff", "small"): {**_WIDE, "condition_blocks": 2},
     ("segdiff", "paper"): {"condition_blocks": 6},
+    ("transunet", "small"): {"semantic_features": 160},
     ("transunet", "paper"): {"semantic_features": 768, "semantic_blocks": 12},  # ViT-B
     ("swin_unetr", "tiny"): {"condition_widths": (8, 8, 16), "window": 2},
     ("swin_unetr", "paper"): {"condition_widths": (48, 48, 96, 192, 384, 768)},
@@ -110,14 +111,14 @@ def _data() -> ConfigDict:
 def _model(size: str) -> ConfigDict:
     model = ConfigDict()
     model.name = "medsegdiff_v2"  # or a comparison model; it takes the fields that it knows
-    model.condition_widths = (24, 48, 96, 192)  # channels per level of the condition UNet
+    model.condition_widths = (32, 64, 128, 256)  # channels per level of the condition UNet
     model.condition_blocks = 1  # per level: residual blocks (Swin: pairs; SegDiff: RRDBs in all)
-    model.widths = (16, 32, 64, 128)  # the same of the diffusion UNet
+    model.widths = (8, 16, 32, 64)  # the same of the diffusion UNet, which runs far more often
     model.blocks = 1
     model.anchor = "u_sa"  # "none", "spatial_attention" or "u_sa"
     model.anchor_kernel = 5  # taps of the learned Gaussian
     model.semantic = "nbp"  # "none", "ss_former" (no filter) or "nbp"
-    model.semantic_features = 160  # token width, of SS-Former or Vision Transformer
+    model.semantic_features = 80  # token width, of SS-Former or Vision Transformer
     model.semantic_blocks = 4  # N
     model.semantic_patch = 1  # side of a token in cells of the deepest feature map
     model.window = 8  # Swin: side of an attention window, tokens
