@@ -9,9 +9,9 @@ A plan is a JSON file:
     data      dataset -> flags of train.py; its folder comes by --data, its config is the one of
               its name (configs/isic2018.py), or else configs/folder.py
     training  flags of train.py that all rows share: the budget, the augmentation
-    sampling  flags of sample.py that all rows share; may be missing
     models    row -> {"config": recipe[,size], "flags": more flags of train.py, "sampling": flags of
-              sample.py}; the first row is what the others are compared with
+              sample.py}, or {"like": an earlier row, ...}, whose flags are added to that row's; the
+              first row is what the others are compared with
     seeds     list of config.seed
     split     "validation" in a plan for choosing; may be missing: rows are scored on "test"
 
@@ -95,10 +95,10 @@ def _digest(words: tuple) -> str:
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """The plan of a file.
+    """The plan of a file, each of its rows written out.
 
     Raises:
-      InputError: no such file, or a part of it is missing.
+      InputError: no such file, a part of it is missing, or a row is like one that is not before it.
     """
     try:
         plan = json.loads(Path(path).read_text())
@@ -107,7 +107,20 @@ def read_plan(path: str) -> dict[str, Any]:
         raise InputError(f"--plan: {path} cannot be read ({error})") from error
     if missing:
         raise InputError(f"--plan: {path} has no {', '.join(sorted(missing))}")
-    return plan
+    try:
+        return plan | {"models": _written_out(plan["models"])}
+    except KeyError as error:
+        raise InputError(f"--plan: {path}: no {error} in a row or before it") from error
+
+
+def _written_out(models: dict[str, Any]) -> dict[str, Any]:
+    """Rows with what they take from the row that they are like."""
+    found: dict[str, Any] = {}
+    for row, how in models.items():
+        base = found[how["like"]] if "like" in how else {"config": how["config"]}
+        parts = {part: [*base.get(part, ()), *how.get(part, ())] for part in ("flags", "sampling")}
+        found[row] = {"config": base["config"], **parts}
+    return found
 
 
 def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
@@ -123,9 +136,9 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
                     f"--config={config}:{how['config']}",
                     f"--config.data.path={Path(folders[dataset]).resolve()}",
                     f"--config.seed={seed}",
-                    *(*plan["training"], *of_data, *how.get("flags", ()), *_TRAINING.value),
+                    *(*plan["training"], *of_data, *how["flags"], *_TRAINING.value),
                 )
-                sampling = (*plan.get("sampling", ()), *how.get("sampling", ()))
+                sampling = tuple(how["sampling"])
                 yield Run(model, dataset, seed, plan.get("split", "test"), training, sampling)
 
 

@@ -14,11 +14,14 @@ PLAN = {
     "title": "t",
     "data": {"a": ["--config.data.image_size=16"], "b": []},
     "training": ["--config.num_steps=4"],
-    "sampling": ["--decision=probable"],
     "models": {
-        "V2": {"config": "default"},
-        "V2, 1 member": {"config": "default", "sampling": ["--members=1"]},
-        "eps": {"config": "default", "flags": ["--config.diffusion.prediction=eps"]},
+        "V2": {"config": "default", "flags": [], "sampling": ["--decision=probable"]},
+        "V2, 1 member": {"config": "default", "flags": [], "sampling": ["--members=1"]},
+        "eps": {
+            "config": "default",
+            "flags": ["--config.diffusion.prediction=eps"],
+            "sampling": [],
+        },
     },
     "seeds": [0, 1],
 }
@@ -43,8 +46,27 @@ def test_rows_that_differ_in_sampling_share_a_training():
     assert first == one_member != eps != runs[3].training_name()
     assert len({run.file_name() for run in runs}) == 6
     assert runs[2].training[-1] == "--config.diffusion.prediction=eps"
-    assert [run.sampling[1:] for run in runs[:3]] == [(), ("--members=1",), ()]
-    assert {run.sampling[0] for run in runs} == {"--decision=probable"}
+    assert [run.sampling for run in runs[:3]] == [("--decision=probable",), ("--members=1",), ()]
+
+
+def test_a_row_like_another_adds_to_its_flags(tmp_path):
+    models = {
+        "V2": {"config": "default,tiny", "flags": ["--a"], "sampling": ["--b"]},
+        "one step": {"like": "V2", "sampling": ["--steps=1"]},
+        "eps": {"like": "one step", "flags": ["--eps"]},
+        "unet": {"config": "unet"},
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN | {"models": models}))
+    assert quality.read_plan(str(tmp_path / "plan.json"))["models"] == {
+        "V2": {"config": "default,tiny", "flags": ["--a"], "sampling": ["--b"]},
+        "one step": {"config": "default,tiny", "flags": ["--a"], "sampling": ["--b", "--steps=1"]},
+        "eps": {
+            "config": "default,tiny",
+            "flags": ["--a", "--eps"],
+            "sampling": ["--b", "--steps=1"],
+        },
+        "unet": {"config": "unet", "flags": [], "sampling": []},
+    }
 
 
 def test_a_public_dataset_has_its_own_config():
@@ -100,7 +122,11 @@ def test_a_row_of_other_commands_is_stale(tmp_path, monkeypatch):
     assert measured[3:] == ["V2"]
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"title": "t"}'])
+NO_CONFIG = json.dumps(PLAN | {"models": {"V2": {"flags": []}}})
+LIKE_NONE = json.dumps(PLAN | {"models": {"eps": {"like": "V2"}, "V2": {"config": "default"}}})
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"title": "t"}', NO_CONFIG, LIKE_NONE])
 def test_a_wrong_plan_is_named(tmp_path, text):
     path = tmp_path / "plan.json"
     if text is not None:
