@@ -1,4 +1,4 @@
-"""Trains and scores models side by side: a row per (model, dataset, seed), then one table.
+"""Trains and scores models side by side: a row per (model, dataset, seed), then their tables.
 
     python -m benchmarks.quality --plan=benchmarks/plans/isic2017_64px.json \
         --data=isic2017=FOLDER --workdir=runs/quality --document=docs/results.md
@@ -21,8 +21,9 @@ of the split. Whatever is finished is not done again: a killed benchmark goes on
 --minutes ends it before the next training. A row of an ensemble also says how many members it takes
 until the ensemble is stable (`ensemble_size`), on at most STABLE_CASES test pictures (of volumes,
 one) with at most STABLE_MEMBERS members; a plan for choosing leaves that out. Rows are written to
---rows as JSON, one file each. The table is made from these files alone; in --document it replaces
-what stands between the lines `<!-- quality: NAME OF THE PLAN -->` and `<!-- end -->`.
+--rows as JSON, one file each. The tables (`benchmarks/quality_table.py`) are made from these files
+alone; in --document they replace what stands between the lines `<!-- quality: NAME OF THE PLAN -->`
+and `<!-- end -->`.
 """
 
 import csv
@@ -41,7 +42,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
-from medsegdiff_jax import cli, denoiser, imaging, report
+from benchmarks.quality_table import table, write_into
+from medsegdiff_jax import cli, report
 from medsegdiff_jax.types import InputError
 
 _PLAN = flags.DEFINE_string("plan", None, "JSON file.")
@@ -52,13 +54,6 @@ _MINUTES = flags.DEFINE_float("minutes", float("inf"), "Start no training after 
 _DOCUMENT = flags.DEFINE_string("document", None, "Markdown file whose table is to be replaced.")
 _TRAINING = flags.DEFINE_multi_string("flag", [], "One more flag of train.py; repeatable.")
 
-METRICS = (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95", 1))
-RESAMPLES = 10_000
-DOUBT = {
-    "GED": ("classes", ("ged", "mean")),
-    "interval IoU": ("classes", ("interval_iou", "mean")),
-    "border ECE": ("calibration", ("border", "ece")),
-}
 STABLE_CASES, STABLE_MEMBERS = 20, 50
 
 
@@ -243,120 +238,6 @@ def _public(training: tuple[str, ...]) -> list[str]:
     """Flags without where things lie on this machine."""
     private = ("--config.data.path=", "--config.data.cache_dir=")
     return [flag for flag in training if not flag.startswith(private)]
-
-
-def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
-    """Mean of ours - theirs, and its 95 % percentile bootstrap interval over seeds and cases.
-
-    Seeds and cases are drawn independently of each other, so that the interval holds what another
-    training and other test images would change.
-
-    Args:
-      ours, theirs: [seeds, cases] the same seeds and cases of two models.
-    """
-    difference = np.asarray(ours) - np.asarray(theirs)
-    rng = np.random.default_rng(0)
-    seeds, cases = (rng.integers(0, size, (RESAMPLES, size)) for size in difference.shape)
-    drawn = [difference[np.ix_(*both)].mean() for both in zip(seeds, cases, strict=True)]
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(difference.mean()), float(low), float(high)
-
-
-def table(rows: list[dict[str, Any]], models: list[str]) -> str:
-    """Markdown: a line per dataset and model, seeds averaged, compared with the first model."""
-    head = ["data", "model", "seeds", *(title for _, title, _ in METRICS)]
-    head += [f"Dice minus {models[0]}", *DOUBT, "M parameters", "GFLOP per step", "GFLOP"]
-    head += ["members until stable", "s per case"]
-    lines = [" | ".join(["", *head, ""]).strip(), "| --- " * len(head) + "|"]
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        of_data = [row for row in rows if row["dataset"] == dataset]
-        first = _rows_of(of_data, models[0])
-        for model in models:
-            group = first if model == models[0] else _rows_of(of_data, model)
-            if group:
-                lines.append(_line(dataset, model, group, first))
-    return "\n".join(lines)
-
-
-def _rows_of(rows: list[dict[str, Any]], model: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["model"] == model]
-
-
-def _shared(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[np.ndarray]:
-    """Dice [seeds, cases] of two models, of what both have."""
-    both = [{row["seed"]: row["dice_of_cases"] for row in rows} for rows in (ours, theirs)]
-    seeds = sorted(both[0].keys() & both[1].keys())
-    found = [set(of[seed]) for of in both for seed in seeds]
-    cases = sorted(set.intersection(*found)) if found else []
-    return [np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in both]
-
-
-def _line(
-    dataset: str, model: str, group: list[dict[str, Any]], first: list[dict[str, Any]]
-) -> str:
-    cells = [dataset, model, str(len(group))]
-    for metric, _, digits in METRICS:
-        found = [_all_classes(row)[metric] for row in group]
-        mean, low, high = (np.mean([one[key] for one in found]) for key in ("mean", "low", "high"))
-        cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-    ours, theirs = _shared(group, first)
-    if group is first or not ours.size:
-        cells.append("")
-    else:
-        mean, low, high = paired_difference(ours, theirs)
-        cells.append(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
-    for part, keys in DOUBT.values():
-        values = [value for row in group if (value := _doubt(row, part, keys)) is not None]
-        cells.append(f"{np.mean(values):.4f}" if values else "")
-    spent = group[0]["cost"]
-    cells += [f"{spent['parameters']:.2f}", f"{spent['denoise']:.2f}" if spent["denoise"] else ""]
-    cells.append(f"{_gflop(group[0], group[0]['sampling']['members']):.1f}")
-    cells.append(_stable_cell(group))
-    cells.append(f"{np.mean([row['seconds_per_case'] for row in group]):.2f}")
-    return "| " + " | ".join(cells) + " |"
-
-
-def _stable_cell(group: list[dict[str, Any]]) -> str:
-    found = [row["stable_members"] for row in group if row.get("stable_members")]
-    if not found:
-        return ""
-    mean = np.mean([one["mean"] for one in found])
-    unstable, cases = (sum(one[key] for one in found) for key in ("unstable", "cases"))
-    return f"{mean:.1f} ({unstable} of {cases} more; {_gflop(group[0], mean):.1f} GFLOP)"
-
-
-def _all_classes(row: dict[str, Any]) -> dict[str, dict[str, float]]:
-    classes = row["scores"]["classes"]
-    return classes.get("all classes") or next(iter(classes.values()))
-
-
-def _doubt(row: dict[str, Any], part: str, keys: tuple[str, str]) -> float | None:
-    """A score of uncertainty, averaged over classes; None where it is undefined or not measured."""
-    classes = row["scores"].get("uncertainty", {}).get(part, {})
-    found = (scores.get(keys[0], {}).get(keys[1]) for scores in classes.values())
-    values = [value for value in found if value is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _gflop(row: dict[str, Any], members: float) -> float:
-    """Of one segmentation with the row's steps."""
-    spent, views = row["cost"], denoiser.views(row["sampling"].get("mirror", False))
-    return views * spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]
-
-
-def write_into(document: Path, name: str, text: str) -> None:
-    """Replaces what stands between the marks of a plan.
-
-    Raises:
-      InputError: the document has no such marks.
-    """
-    begin, end = f"<!-- quality: {name} -->\n", "<!-- end -->"
-    before, mark, rest = document.read_text().partition(begin)
-    _, closing, after = rest.partition(end)
-    if not mark or not closing:
-        raise InputError(f"{document}: has no lines {begin.strip()} and {end}")
-    with imaging.replacing(document) as temporary:
-        temporary.write_text(f"{before}{begin}{text}\n{end}{after}")
 
 
 def main(argv: list[str]) -> None:

@@ -1,0 +1,160 @@
+"""Tables of a plan of `benchmarks.quality`: what is scored per dataset, and what it costs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medsegdiff_jax import denoiser, imaging
+from medsegdiff_jax.types import InputError
+
+Row = dict[str, Any]  # a file written by `benchmarks.quality`
+
+METRICS = (("dice", "Dice", 4), ("iou", "IoU", 4), ("hd95", "HD95", 1))
+DOUBT = {
+    "GED": ("classes", ("ged", "mean")),
+    "interval IoU": ("classes", ("interval_iou", "mean")),
+    "border ECE": ("calibration", ("border", "ece")),
+}
+COST = ("M parameters", "GFLOP per step", "GFLOP", "members until stable", "s per case")
+RESAMPLES = 10_000
+
+
+def table(rows: list[Row], models: list[str]) -> str:
+    """Markdown: scores with a line per model for each dataset, then the costs.
+
+    Args:
+      rows: of any order; seeds are averaged.
+      models: names of rows in the order of the lines; the others are compared with the first.
+    """
+    parts = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        of_data = [row for row in rows if row["dataset"] == dataset]
+        parts.append(f"**{dataset}**\n\n{_scores(of_data, models)}")
+    return "\n\n".join([*parts, f"**Cost**\n\n{_costs(rows, models)}"]) + "\n"
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Mean of ours - theirs, and its 95 % percentile bootstrap interval over seeds and cases.
+
+    Seeds and cases are drawn independently of each other, so that the interval holds what another
+    training and other test images would change.
+
+    Args:
+      ours, theirs: [seeds, cases] the same seeds and cases of two models.
+    """
+    difference = np.asarray(ours) - np.asarray(theirs)
+    rng = np.random.default_rng(0)
+    seeds, cases = (rng.integers(0, size, (RESAMPLES, size)) for size in difference.shape)
+    drawn = [difference[np.ix_(*both)].mean() for both in zip(seeds, cases, strict=True)]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(difference.mean()), float(low), float(high)
+
+
+def write_into(document: Path, name: str, text: str) -> None:
+    """Replaces what stands between the marks of a plan.
+
+    Raises:
+      InputError: the document has no such marks.
+    """
+    begin, end = f"<!-- quality: {name} -->\n", "<!-- end -->"
+    before, mark, rest = document.read_text().partition(begin)
+    _, closing, after = rest.partition(end)
+    if not mark or not closing:
+        raise InputError(f"{document}: has no lines {begin.strip()} and {end}")
+    with imaging.replacing(document) as temporary:
+        temporary.write_text(f"{before}{begin}{text}\n{end}{after}")
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    written = ["| " + " | ".join(cells) + " |" for cells in (head, *lines)]
+    return "\n".join([written[0], "| --- " * len(head) + "|", *written[1:]])
+
+
+def _scores(rows: list[Row], models: list[str]) -> str:
+    titles = [title for _, title, _ in METRICS]
+    head = ["model", "seeds", titles[0], f"minus {models[0]}", *titles[1:], *DOUBT]
+    groups = [[row for row in rows if row["model"] == model] for model in models]
+    lines = [_score_cells(group, groups[0]) for group in groups if group]
+    return _markdown(head, lines)
+
+
+def _score_cells(group: list[Row], first: list[Row]) -> list[str]:
+    overlap, *others = (_with_interval(group, metric, digits) for metric, _, digits in METRICS)
+    ours, theirs = _shared_cases(group, first)
+    difference = ""
+    if group is not first and ours.size:
+        difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(ours, theirs))
+    doubt = [_doubt(group, part, keys) for part, keys in DOUBT.values()]
+    return [group[0]["model"], str(len(group)), overlap, difference, *others, *doubt]
+
+
+def _with_interval(group: list[Row], metric: str, digits: int) -> str:
+    found = []
+    for row in group:
+        classes = row["scores"]["classes"]
+        found.append(classes.get("all classes") or next(iter(classes.values())))
+    ends = (np.mean([one[metric][key] for one in found]) for key in ("mean", "low", "high"))
+    mean, low, high = (f"{value:.{digits}f}" for value in ends)
+    return f"{mean} [{low}, {high}]"
+
+
+def _shared_cases(ours: list[Row], theirs: list[Row]) -> list[np.ndarray]:
+    """Dice [seeds, cases] of two models, of what both have."""
+    both = [{row["seed"]: row["dice_of_cases"] for row in rows} for rows in (ours, theirs)]
+    seeds = sorted(both[0].keys() & both[1].keys())
+    found = [set(of[seed]) for of in both for seed in seeds]
+    cases = sorted(set.intersection(*found)) if found else []
+    return [np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in both]
+
+
+def _doubt(group: list[Row], part: str, keys: tuple[str, str]) -> str:
+    """A score of uncertainty over seeds and classes; empty where undefined or not measured."""
+    values = []
+    for row in group:
+        classes = row["scores"].get("uncertainty", {}).get(part, {}).values()
+        found = (scores.get(keys[0], {}).get(keys[1]) for scores in classes)
+        defined = [value for value in found if value is not None]
+        values += [np.mean(defined)] if defined else []
+    return f"{np.mean(values):.4f}" if values else ""
+
+
+def _costs(rows: list[Row], models: list[str]) -> str:
+    """A line per model; more, if its cost depends on the dataset."""
+    lines = []
+    for model in models:
+        groups: dict[tuple, list[Row]] = {}
+        for row in rows:
+            if row["model"] == model:
+                groups.setdefault(tuple(row["cost"].values()), []).append(row)
+        lines += [_cost_cells(group) for group in groups.values()]
+    return _markdown(["model", "data", *COST], lines)
+
+
+def _cost_cells(group: list[Row]) -> list[str]:
+    datasets = ", ".join(dict.fromkeys(row["dataset"] for row in group))
+    spent = group[0]["cost"]
+    return [
+        group[0]["model"],
+        datasets,
+        f"{spent['parameters']:.2f}",
+        f"{spent['denoise']:.2f}" if spent["denoise"] else "",
+        f"{_gflop(group[0], group[0]['sampling']['members']):.1f}",
+        _stable(group),
+        f"{np.mean([row['seconds_per_case'] for row in group]):.2f}",
+    ]
+
+
+def _stable(group: list[Row]) -> str:
+    found = [row["stable_members"] for row in group if row.get("stable_members")]
+    if not found:
+        return ""
+    mean = np.mean([one["mean"] for one in found])
+    unstable, cases = (sum(one[key] for one in found) for key in ("unstable", "cases"))
+    return f"{mean:.1f} ({unstable} of {cases} more; {_gflop(group[0], mean):.1f} GFLOP)"
+
+
+def _gflop(row: Row, members: float) -> float:
+    """Of one segmentation with the row's steps."""
+    spent, views = row["cost"], denoiser.views(row["sampling"].get("mirror", False))
+    return views * spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]

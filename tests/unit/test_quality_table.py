@@ -1,0 +1,109 @@
+"""Tables of the quality benchmark: paired differences, seeds, costs, their place in a document."""
+
+import numpy as np
+import pytest
+
+from benchmarks import quality_table
+from medsegdiff_jax.types import InputError
+
+
+def test_pairing_finds_a_small_difference_between_scattered_cases():
+    rng = np.random.default_rng(1)
+    theirs = rng.uniform(0.2, 0.9, 100)
+    ours = theirs + 0.01 + rng.normal(0, 0.01, 100)
+    mean, low, high = quality_table.paired_difference(ours[None], theirs[None])
+    assert low < 0.01 < high and low > 0 and high - low < 0.006
+    np.testing.assert_allclose(mean, (ours - theirs).mean())
+    # The normal approximation of the interval.
+    half = 1.96 * (ours - theirs).std(ddof=1) / 10
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=5e-4)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(2)
+    theirs = rng.uniform(0.2, 0.9, (3, 100))
+    noise = rng.normal(0, 0.01, (3, 100))
+    agree = quality_table.paired_difference(theirs + 0.01 + noise, theirs)
+    by_seed = np.array([[-0.02], [0.01], [0.04]])
+    disagree = quality_table.paired_difference(theirs + by_seed + noise, theirs)
+    assert agree[1] > 0.005 and disagree[1] < 0 < disagree[2]
+    # Three seeds drawn from three: mean 0.01, standard deviation sqrt(0.0006 / 3).
+    assert 0.04 < disagree[2] - disagree[1] < 4 * np.sqrt(0.0002) + 0.01
+
+
+def row(model, dice, seed=0):
+    """A row of two cases."""
+    summary = {"mean": float(np.mean(dice)), "low": min(dice), "high": max(dice)}
+    return {
+        "model": model,
+        "dataset": "a",
+        "seed": seed,
+        "scores": {
+            "classes": {"lesion": dict.fromkeys(("dice", "iou", "hd95"), summary)},
+            "uncertainty": {
+                "classes": {
+                    "lesion": {
+                        "ged": {"mean": 0.2 + seed / 10},
+                        "interval_iou": {"mean": 0.7},
+                    }
+                },
+                "calibration": {"lesion": {"border": {"ece": 0.03}}},
+            },
+        },
+        "dice_of_cases": {"x": dice[0], "y": dice[1]},
+        "sampling": {"steps": 2, "members": 3},
+        "cost": {"parameters": 4.94, "encode": 1.0, "denoise": 2.0},
+        "seconds_per_case": 0.5,
+        "stable_members": {"mean": 12.0 + seed, "cases": 20, "most": 50, "unstable": 1},
+    }
+
+
+def lines_of(rows, models=("V2", "eps")):
+    return quality_table.table(rows, list(models)).splitlines()
+
+
+def test_the_table_averages_seeds_and_compares_with_the_first_model():
+    lines = lines_of([row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.8))])
+    assert lines[:2] == ["**a**", ""] and lines[2].startswith("| model | seeds | Dice | minus V2 |")
+    scores, doubt = "0.7500 [0.7000, 0.8000]", "0.2500 | 0.7000 | 0.0300"
+    in_pixels = "0.8 [0.7, 0.8]"
+    assert lines[4] == f"| V2 | 2 | {scores} |  | {scores} | {in_pixels} | {doubt} |"
+    # Of the seed that both have.
+    assert lines[5].startswith("| eps | 1 | 0.7000 [0.6000, 0.8000] | -0.1500 [-0.2000, -0.1000] |")
+    assert len({line.count("|") for line in lines[2:6]}) == 1
+
+
+def test_a_score_that_is_undefined_or_unmeasured_is_left_empty():
+    single = row("V2", (0.8, 0.9)) | {"stable_members": None}
+    single["scores"]["uncertainty"]["classes"]["lesion"]["interval_iou"]["mean"] = None
+    lines = lines_of([single])
+    assert lines[4].endswith("| 0.2000 |  | 0.0300 |")
+    assert lines[-1] == "| V2 | a | 4.94 | 2.00 | 13.0 |  | 0.50 |"
+    del single["scores"]["uncertainty"]
+    assert lines_of([single])[4].endswith("|  |  |  |")
+
+
+def test_costs_have_a_line_per_model_and_another_where_the_data_change_them():
+    rows = [row("V2", (0.8, 0.9), seed) | {"dataset": name} for seed in (0, 1) for name in "ab"]
+    volumes = row("V2", (0.8, 0.9)) | {"dataset": "c"}
+    volumes["cost"] = {"parameters": 5.0, "encode": 1.0, "denoise": 3.0}
+    without = row("unet", (0.8, 0.9)) | {"stable_members": None}
+    without["cost"] = {"parameters": 2.0, "encode": 1.5, "denoise": 0.0}
+    lines = lines_of([*rows, volumes, without], ("V2", "unet"))
+    costs = lines[lines.index("**Cost**") + 4 :]
+    assert costs == [
+        "| V2 | a, b | 4.94 | 2.00 | 13.0 | 12.5 (4 of 80 more; 51.0 GFLOP) | 0.50 |",
+        "| V2 | c | 5.00 | 3.00 | 19.0 | 12.0 (1 of 20 more; 73.0 GFLOP) | 0.50 |",
+        "| unet | a | 2.00 |  | 1.5 |  | 0.50 |",
+    ]
+
+
+def test_only_the_text_between_the_marks_is_replaced(tmp_path):
+    document = tmp_path / "results.md"
+    document.write_text("a\n<!-- quality: p -->\nold\n<!-- end -->\nb\n<!-- end -->\n")
+    quality_table.write_into(document, "p", "| new |")
+    expected = "a\n<!-- quality: p -->\n| new |\n<!-- end -->\nb\n<!-- end -->\n"
+    assert document.read_text() == expected
+    with pytest.raises(InputError, match="quality: q"):
+        quality_table.write_into(document, "q", "")
+    assert document.read_text() == expected
