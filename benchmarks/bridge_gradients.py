@@ -20,7 +20,16 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import checkpoint, cli, input_pipeline, losses, networks, process, report
+from medsegdiff_jax import (
+    atomic,
+    checkpoint,
+    cli,
+    input_pipeline,
+    losses,
+    networks,
+    process,
+    report,
+)
 from medsegdiff_jax.types import Array, Batch, Condition, InputError, Params
 
 EXAMPLES = 64
@@ -134,7 +143,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         how = {"examples": EXAMPLES, "checkpoints": described, "gate_std": gates}
         whole = {"hardware": hardware(), "versions": versions(), **how, "models": results}
-        report.write_json(_OUTPUT.value, whole)
+        atomic.write_json(_OUTPUT.value, whole)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), results)
 

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from data.phantom import model
-from medsegdiff_jax import cli, fusion, imaging, report
+from medsegdiff_jax import atomic, cli, fusion, imaging, report
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import file_names
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         for case in progress(names, number, "drawing raters")
     }
     how = {"checkpoint": "fresh raters", "sampling": {"members": count, "side": side}}
-    report.write_json(folder / "run.json", {**how, "task": TASK.to_json(), "cases": cases})
+    atomic.write_json(folder / "run.json", {**how, "task": TASK.to_json(), "cases": cases})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from absl import flags
 
 from benchmarks.provenance import hardware, versions
 from data.phantom import appearance, model
-from medsegdiff_jax import checkpoint, cli, denoiser, imaging, networks, process, report
+from medsegdiff_jax import atomic, checkpoint, cli, denoiser, imaging, networks, process, report
 from medsegdiff_jax.types import Array, InputError
 
 CASES, RATERS, OTHERS = 8, 16, 400
@@ -173,7 +173,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         how = {"cases": CASES, "raters": RATERS, "others": OTHERS, "checkpoints": described}
         whole = {"hardware": hardware(), "versions": versions(), **how, "models": results}
-        report.write_json(_OUTPUT.value, whole)
+        atomic.write_json(_OUTPUT.value, whole)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), results)
 

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import cli, report
+from medsegdiff_jax import atomic, cli
 from medsegdiff_jax.networks import layers
 from medsegdiff_jax.partitioning import compiler_options
 
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
         result = {"hardware": hardware(), "versions": versions(), "layers": rows}
         if torch:
             result["versions"]["torch"] = torch.__version__
-        report.write_json(_OUTPUT.value, result)
+        atomic.write_json(_OUTPUT.value, result)
 
 
 if __name__ == "__main__":

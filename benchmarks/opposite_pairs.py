@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import cli, fusion, metrics, report, scored_files
+from medsegdiff_jax import atomic, cli, fusion, metrics, scored_files
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task, class_mask
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
         run = json.loads((Path(_PREDICTIONS.value) / "run.json").read_text())
         how = {"checkpoint": run["checkpoint"], "sampling": run["sampling"]}
         whole = {"hardware": hardware(), "versions": versions(), **how, "scores": rows}
-        report.write_json(_OUTPUT.value, whole)
+        atomic.write_json(_OUTPUT.value, whole)
 
 
 if __name__ == "__main__":

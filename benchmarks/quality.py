@@ -43,7 +43,7 @@ from ml_collections import ConfigDict
 from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
 from benchmarks.quality_table import table, write_into
-from medsegdiff_jax import cli, report
+from medsegdiff_jax import atomic, cli
 from medsegdiff_jax.types import InputError
 
 _PLAN = flags.DEFINE_string("plan", None, "JSON file.")
@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
             continue
         row = measure(run, work)
         folder.mkdir(parents=True, exist_ok=True)
-        report.write_json(path, row)
+        atomic.write_json(path, row)
     if left:
         print(f"{left} rows are left; the same command goes on")
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import denoiser, imaging
+from medsegdiff_jax import atomic, denoiser
 from medsegdiff_jax.types import InputError
 
 Row = dict[str, Any]  # a file written by `benchmarks.quality`
@@ -62,7 +62,7 @@ def write_into(document: Path, name: str, text: str) -> None:
     _, closing, after = rest.partition(end)
     if not mark or not closing:
         raise InputError(f"{document}: has no lines {begin.strip()} and {end}")
-    with imaging.replacing(document) as temporary:
+    with atomic.replacing(document) as temporary:
         temporary.write_text(f"{before}{begin}{text}\n{end}{after}")
 
 

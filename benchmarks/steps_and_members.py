@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import cli, imaging, metrics, picture_output, report
+from medsegdiff_jax import atomic, cli, imaging, metrics, picture_output, report
 from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.segmenter import Segmenter
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         result = {"hardware": hardware(), "versions": versions()}
         result |= {"checkpoint": segmenter.description, "cases": len(images), "rows": rows}
-        report.write_json(_OUTPUT.value, result)
+        atomic.write_json(_OUTPUT.value, result)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), rows)
 

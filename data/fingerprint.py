@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.catalogue import Catalogue, names
-from medsegdiff_jax.imaging import replacing
+from medsegdiff_jax.atomic import replacing
 from medsegdiff_jax.progress import progress
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.catalogue import Case, Catalogue
 from data.staging import read_annotations
-from medsegdiff_jax import imaging, volumes
+from medsegdiff_jax import atomic, imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task
 
@@ -44,7 +44,7 @@ def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> No
 def write_classes(output: Path, task: Task) -> None:
     """dataset.json with the classes of pictures."""
     classes = dict(zip(task.classes, task.label_values, strict=True))
-    with imaging.replacing(output / "dataset.json") as temporary:
+    with atomic.replacing(output / "dataset.json") as temporary:
         fields = {"classes": classes, "exclusive": task.exclusive}
         temporary.write_text(json.dumps(fields, indent=2) + "\n")
 
@@ -84,5 +84,5 @@ def _small(labels: np.ndarray) -> np.ndarray:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with imaging.replacing(target) as temporary:
+    with atomic.replacing(target) as temporary:
         shutil.copyfile(source, temporary)

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.catalogue import Case, Catalogue, MaskFile
 from data.fingerprint import hash_tree
-from medsegdiff_jax import imaging, volumes
+from medsegdiff_jax import atomic, imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Modality, Task, case_key
 
@@ -125,7 +125,7 @@ def stage(
         path = folder / f"{_name(case, catalogue.task, contents, options)}.npz"
         if not path.is_file():
             facts, arrays = read_case(case, catalogue.task, options)
-            with imaging.replacing(path) as temporary, temporary.open("wb") as file:
+            with atomic.replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, facts=np.array(facts.to_json()), **arrays)
             return Staged(path, facts)
         with np.load(path) as staged:
@@ -279,7 +279,7 @@ def with_windows(
         note = folder / f"windows_{hash_tree(training)[:32]}.json"
         if not note.is_file():
             windows = _foreground_windows(catalogue, threads)
-            with imaging.replacing(note) as temporary:
+            with atomic.replacing(note) as temporary:
                 temporary.write_text(json.dumps(windows))
         modalities = tuple(
             Modality(one.name, tuple(window)) if one.name == "CT" and one.window is None else one

@@ -27,6 +27,7 @@ from medsegdiff_jax.types import InputError, Params, Task
 METRIC = "dice"
 CALIBRATION = "calibration.json"
 UNRANKED = -1.0  # Dice of a checkpoint that was saved without validation
+EXPORT_FORMAT = 1
 _FOLDER = "checkpoints"
 
 
@@ -120,6 +121,11 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
     if (root / "model.json").is_file():
         with _readable(root):
             metadata = json.loads((root / "model.json").read_text())
+            if metadata["format"] != EXPORT_FORMAT:
+                raise InputError(
+                    f"{root}: exported in format {metadata['format']}; this version reads format "
+                    f"{EXPORT_FORMAT}"
+                )
             loaded = _load(root / "params", metadata, f"{metadata['source']}, exported to {root}")
         return dataclasses.replace(loaded, temperature=metadata.get("temperature", 1.0))
     if (root / "ema").is_dir():
@@ -150,7 +156,8 @@ def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, A
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / "params", params)
-        (partial / "model.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        described = {"format": EXPORT_FORMAT, **metadata}
+        (partial / "model.json").write_text(json.dumps(described, indent=2) + "\n")
         if target.exists():
             target.rmdir()
         partial.rename(target)

@@ -50,14 +50,12 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
     Returns:
       "probable": `fusion.decide`. "dice": what promises the highest Dice; see above.
     """
-    moves: list[_Move] = []
-    decide: DecideFn = functools.partial(_decide, moves=moves, task=task)
     if method == "probable":
-        return decide
+        return functools.partial(fusion.decide, task=task)
     first = int(task.one_hot)
     common, marked, volume = np.zeros((3, len(task.classes)))
     for plane in planes():
-        p, chosen = plane[..., first:], decide(plane)[..., first:].astype(bool)
+        p, chosen = plane[..., first:], fusion.decide(plane, task)[..., first:].astype(bool)
         pixels = tuple(range(p.ndim - 1))
         common += np.sum(p, axis=pixels, dtype=np.float64, where=chosen)
         marked += np.sum(chosen, axis=pixels)
@@ -66,11 +64,13 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
 
     def searched(plane: np.ndarray) -> np.ndarray:
         """Pixels that are marked or worth at least half of any threshold so far."""
-        high, chosen = plane[..., first:] > promised / 4, decide(plane)[..., first:] > 0
+        high = plane[..., first:] > promised / 4
+        chosen = fusion.decide(plane, task)[..., first:] > 0
         return plane[(high | chosen).any(-1)]
 
     near = np.concatenate([searched(plane) for plane in planes()])
-    mask = decide(near)
+    mask = fusion.decide(near, task)
+    moves: list[_Move] = []
     while True:
         for move in _moves(near, mask, promised, size, task):
             moved = _apply(move, near, mask, task)
@@ -79,7 +79,7 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
             if _is_better(then, promised):
                 break
         else:
-            return decide
+            return functools.partial(_decide, moves=tuple(moves), task=task)
         mask, promised, size = moved, then, size_then
         if move.margin == 0:
             moves.clear()  # it moves every pixel to its best place, wherever it was
@@ -94,7 +94,8 @@ class _Move(NamedTuple):
     margin: float
 
 
-def _decide(probability: np.ndarray, *, moves: list[_Move], task: Task) -> np.ndarray:
+def _decide(probability: np.ndarray, *, moves: tuple[_Move, ...], task: Task) -> np.ndarray:
+    """What is probable, then one move after the other."""
     mask = fusion.decide(probability, task)
     for move in moves:
         mask = _apply(move, probability, mask, task)

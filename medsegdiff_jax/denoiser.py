@@ -28,6 +28,11 @@ int32) -> n members of B cases, and the condition model's own answer."""
 SegmentFn = Callable[[Params, Array, Array, Array, Array], Drawn]
 """The same for the members first .. first + n - 1 of each case; [B] first is the fifth argument."""
 
+PathFn = Callable[[Params, Array, Array, Array, Array], Array]
+"""(params, image [B, H, W, C], case [B] uint32, seed uint32, number of a member of each case [B]
+int32) -> how it comes about [B, steps, H, W, 2 K]: the noisy mask as the network sees it, of unit
+variance, and the probability that it makes of it."""
+
 
 def bind(model: nn.Module, process: Process, params: Params, condition: Condition) -> DenoiseFn:
     """The denoiser of the images behind `condition`: (x_t [B, H, W, K], t scalar) -> Prediction."""
@@ -48,7 +53,6 @@ def make_segment_fn(
     sampler: str,
     member_chunk: int,
     mirror: bool = False,
-    path: bool = False,
 ) -> MembersFn:
     """Ensemble sampling as one function: encode each view, then members x steps of `denoise`.
 
@@ -62,44 +66,66 @@ def make_segment_fn(
       sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
       member_chunk: members evaluated at once (vmapped); bounds the memory.
       mirror: give members four views, see above; for a model that was trained with mirror images.
-      path: the members returned are what happens on the way, [n, B, steps, H, W, 2 K]: the noisy
-        mask as the network sees it, of unit variance, and the probabilities that it makes of it.
 
     Raises:
       InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
         steps = 0 for one whose `encode` gives no segmentation.
     """
-    _check(model, steps, sampler, member_chunk, path)
+    _check(model, steps, sampler, member_chunk)
     trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
     count = views(mirror)
 
     def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Drawn:
+        """See `MembersFn`."""
         condition_of = _encode_views(model, params, image, mirror)
         every = jnp.arange(count)[:, None].repeat(len(image), axis=1)
         alone = model.encode_segments
         own = _own_answers(process, condition_of, every).mean(axis=0) if alone else None
         if trajectory is None:
             return Drawn(_own_answers(process, condition_of, members % count), own)
-        root, mask_shape = jax.random.key(seed), (*image.shape[:-1], model.mask_channels)
-        case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
+        shape = (*image.shape[:-1], model.mask_channels)
 
         def member(numbers: Array) -> Array:  # [B]
             view = numbers // 2 % count
             denoise = bind(model, process, params, condition_of(view))
-            keys = jax.vmap(jax.random.fold_in)(case_keys, numbers)
-            x_noise = _opposite_in_pairs(case_keys, numbers, mask_shape)
-            arguments = (denoise, process.schedule, trajectory, x_noise, keys, solver)
-            if not path:
-                return turn(process.x0_to_mask(samplers.sample(*arguments)), view)
-            _, (x_t, x_0) = samplers.sample_path(*arguments)
-            noisy = jax.vmap(process.network_input)(x_t, jnp.asarray(trajectory[:-1]))
-            both = jnp.concatenate([noisy, process.x0_to_mask(x_0)], axis=-1)
-            return jnp.moveaxis(jax.vmap(turn, in_axes=(0, None))(both, view), 0, 1)
+            x_noise, keys = _start(seed, case, numbers, shape)
+            x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)
+            return turn(process.x0_to_mask(x_0), view)
 
         return Drawn(jax.lax.map(member, members, batch_size=min(member_chunk, len(members))), own)
 
     return segment
+
+
+def make_path_fn(model: nn.Module, process: Process, *, steps: int, sampler: str) -> PathFn:
+    """How a member that looks at the image as it is comes about: what `make_segment_fn` leaves out.
+
+    Args:
+      model, process, steps, sampler: as there.
+
+    Raises:
+      InputError: as there, or steps = 0.
+    """
+    if not steps:
+        raise InputError("steps=0 has no path from noise to an answer; at least 1 step is needed")
+    _check(model, steps, sampler)
+    trajectory = schedules.trajectory(process.schedule.num_steps, steps)
+    solver = samplers.SAMPLERS[sampler]
+
+    def trace(params: Params, image: Array, case: Array, seed: Array, number: Array) -> Array:
+        """See `PathFn`."""
+        condition = model.apply({"params": params}, image, method="encode")
+        denoise = bind(model, process, params, condition)
+        x_noise, keys = _start(seed, case, number, (*image.shape[:-1], model.mask_channels))
+        _, (x_t, x_0) = samplers.sample_path(
+            denoise, process.schedule, trajectory, x_noise, keys, solver
+        )
+        noisy = jax.vmap(process.network_input)(x_t, jnp.asarray(trajectory[:-1]))
+        both = jnp.concatenate([noisy, process.x0_to_mask(x_0)], axis=-1)
+        return jnp.moveaxis(both, 0, 1)
+
+    return trace
 
 
 def views(mirror: bool) -> int:
@@ -131,11 +157,13 @@ def _own_answers(
     return jax.vmap(turn)(answers, view)
 
 
-def _opposite_in_pairs(case_keys: Array, numbers: Array, shape: tuple[int, ...]) -> Array:
-    """The noise [B, H, W, K] that members with these numbers [B] start from."""
-    pair_keys = jax.vmap(jax.random.fold_in)(case_keys, numbers // 2)
+def _start(seed: Array, case: Array, numbers: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """What members with these numbers [B] start from: noise of this shape, and their keys [B]."""
+    root = jax.random.key(seed)
+    case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
+    pair_keys, keys = (jax.vmap(jax.random.fold_in)(case_keys, n) for n in (numbers // 2, numbers))
     sign = 1.0 - 2.0 * (numbers % 2)[:, None, None, None]
-    return sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape))
+    return sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape)), keys
 
 
 def turn(images: Array, view: Array) -> Array:
@@ -149,7 +177,7 @@ def turn(images: Array, view: Array) -> Array:
     return images
 
 
-def _check(model: nn.Module, steps: int, sampler: str, member_chunk: int, path: bool) -> None:
+def _check(model: nn.Module, steps: int, sampler: str, member_chunk: int = 1) -> None:
     if sampler not in samplers.SAMPLERS:
         raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
     if member_chunk < 1:
@@ -161,8 +189,6 @@ def _check(model: nn.Module, steps: int, sampler: str, member_chunk: int, path: 
             f"steps=0 asks for a segmentation without denoising, which {type(model).__name__} does "
             "not have; at least 1 step is needed"
         )
-    if not steps and path:
-        raise InputError("steps=0 has no path from noise to an answer; at least 1 step is needed")
 
 
 def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentFn:

@@ -22,7 +22,7 @@ class Validation:
     """Scores parameters on a split of the dataset, at training resolution."""
 
     def __init__(self, config: Any, dataset: Dataset, model: nn.Module, process: Process):
-        """Jits the ensemble and, if there is one, the condition model's own segmentation.
+        """Jits the ensemble.
 
         Args:
           config: the whole config; its `validation` node holds members, steps, sampler, fusion,
@@ -41,11 +41,8 @@ class Validation:
         fusion.check_method(self._settings.fusion, model.encode_segments)
         sampling = {name: self._settings[name] for name in ("steps", "sampler", "member_chunk")}
         ensemble = denoiser.make_segment_fn(model, process, **sampling)
-        members = self._settings.members
-        self._segment_fns = {"": denoiser.compile_segment_fn(ensemble, self._mesh, members)}
-        if model.generative and model.encode_segments:
-            alone = denoiser.make_segment_fn(model, process, **(sampling | {"steps": 0}))
-            self._segment_fns["condition_"] = denoiser.compile_segment_fn(alone, self._mesh, 1)
+        self._segment = denoiser.compile_segment_fn(ensemble, self._mesh, self._settings.members)
+        self._scores_condition = model.generative and model.encode_segments
 
     def run(self, params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Samples and scores all validation cases.
@@ -57,7 +54,7 @@ class Validation:
           [H, W, 3] uint8}, a row per example: image, reference, probability, uncertainty.
         """
         task = self._dataset.task
-        pairs: dict[str, dict[str, list[_Pair]]] = {prefix: {} for prefix in self._segment_fns}
+        pairs: dict[str, dict[str, list[_Pair]]] = {}
         rows: list[np.ndarray] = []
         whole = replicated(self._mesh)
         params = jax.jit(lambda tree: tree, out_shardings=whole)(params)
@@ -65,20 +62,24 @@ class Validation:
             arrays = {name: batch[name] for name in ("image", "case")}
             arrays["first"] = np.zeros(len(batch["case"]), np.int32)
             inputs = shard_shared(on_data(self._mesh), arrays)
-            for prefix, segment in self._segment_fns.items():
-                with jax.set_mesh(self._mesh):
-                    drawn = segment(
-                        params, inputs["image"], inputs["case"], self._seed, inputs["first"]
-                    )
-                drawn = jax.device_get(drawn)  # all fusion and scoring below is numpy
-                probability = fusion.fuse(drawn.members, task, self._settings.fusion, drawn.own)
+            with jax.set_mesh(self._mesh):
+                drawn = self._segment(
+                    params, inputs["image"], inputs["case"], self._seed, inputs["first"]
+                )
+            drawn = jax.device_get(drawn)  # all fusion and scoring below is numpy
+            fused = fusion.fuse(drawn.members, task, self._settings.fusion, drawn.own)
+            answers = {"": fused}
+            if self._scores_condition:
+                answers["condition_"] = drawn.own
+            for prefix, probability in answers.items():
                 decided = fusion.decide(probability, task).astype(bool)
                 for index in np.flatnonzero(batch["valid"]):
                     pair = decided[index], batch["mask"][index].astype(bool)
-                    pairs[prefix].setdefault(volume_of(batch["id"][index]), []).append(pair)
-                if not prefix and len(rows) < PICTURES:
-                    doubt = fusion.uncertainty(drawn.members, task)
-                    rows += _picture_rows(batch, probability, doubt, task)[: PICTURES - len(rows)]
+                    cases = pairs.setdefault(prefix, {})
+                    cases.setdefault(volume_of(batch["id"][index]), []).append(pair)
+            if len(rows) < PICTURES:
+                doubt = fusion.uncertainty(drawn.members, task)
+                rows += _picture_rows(batch, fused, doubt, task)[: PICTURES - len(rows)]
         scalars = {
             prefix + name: value
             for prefix, cases in pairs.items()

@@ -5,8 +5,6 @@ import os
 from medsegdiff_jax.checkpoint import load_model, save_exported
 from medsegdiff_jax.version import __version__
 
-FORMAT = 1
-
 
 def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
     """Writes the model at `checkpoint` to `output`; returns which weights it took.
@@ -23,7 +21,6 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
     modalities = loaded.task.modalities
     metadata = {
         **loaded.metadata,
-        "format": FORMAT,
         "exported_by": __version__,
         "source": loaded.description,
         "temperature": loaded.temperature,

@@ -37,8 +37,7 @@ from scipy.special import expit, xlogy
 
 from medsegdiff_jax.types import InputError, Task, class_mask
 
-OF_MEMBERS = ("mean", "vote", "staple")  # these look at nothing else
-METHODS = (*OF_MEMBERS, "blend")
+METHODS = ("mean", "vote", "staple", "blend")
 OF_PROBABILITIES = ("mean", "blend")  # not of decisions
 
 _STAPLE_TOLERANCE = 1e-7

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from medsegdiff_jax import imaging
+from medsegdiff_jax import atomic
 
 UNDEFINED = "\N{EN DASH}"
 _LONGEST_LIST = 20  # entries; longer lists are left to metrics.json
@@ -100,7 +100,7 @@ def write(
             for number, (title, body) in enumerate(sections)
         ),
     )
-    with imaging.replacing(path) as temporary:
+    with atomic.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -4,24 +4,19 @@ Arrays are numpy, channels last. An image is [H, W, C] with the values of its fi
 float32); a label map is [H, W] of the integers of its file; a mask is [..., H, W, K] of {0, 1}.
 """
 
-import contextlib
 import functools
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy import sparse
 
+from medsegdiff_jax.atomic import replacing
 from medsegdiff_jax.types import InputError, Task
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-
-# mkstemp makes private files. The mask can only be read by setting it, which is not for threads.
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -322,26 +317,3 @@ def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: fl
         pictures[0].save(
             file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
         )
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block ends well.
-
-    Raises:
-      OSError: it cannot be written; names `path`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    except OSError as error:
-        # A full disk is found out by a write, which knows no file name.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medsegdiff_jax import picture_output, report, volume_output
+from medsegdiff_jax import atomic, picture_output, report, volume_output
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import SAVE, check_names
 from medsegdiff_jax.segmenter import Segmenter, Settings
@@ -90,7 +90,7 @@ def predict(
     if run["cases"]:
         _log.info("%d of %d cases are done already", len(run["cases"]), len(cases))
     sheet: list[report.CasePictures] = []
-    report.write_json(folder / "run.json", run)
+    atomic.write_json(folder / "run.json", run)
     listed = time.monotonic()
     try:
         results = kind.segment(segmenter, left, settings, save)
@@ -104,11 +104,11 @@ def predict(
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
             if time.monotonic() - listed > LIST_SECONDS:
-                report.write_json(folder / "run.json", run)
+                atomic.write_json(folder / "run.json", run)
                 listed = time.monotonic()
     finally:
         # Also when an image was unreadable or the run was interrupted: what is done is listed.
-        report.write_json(folder / "run.json", run)
+        atomic.write_json(folder / "run.json", run)
     if sheet:
         report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
 

@@ -170,12 +170,6 @@ class Process:
         alpha, sigma = coefficients(self.schedule, t, x_0)
         return alpha * eps - sigma * x_0
 
-    def posterior(
-        self, x_0: Array, x_t: Array, t: Array | int, s: Array | int
-    ) -> tuple[Array, Array]:
-        """Mean and standard deviation of q(x_s | x_t, x_0); see the function `posterior`."""
-        return posterior(self.schedule, x_0, x_t, t, s)
-
 
 def build(config: Any, task: Task) -> Process:
     """Process from the `diffusion` part of a config.

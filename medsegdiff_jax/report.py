@@ -1,10 +1,8 @@
-"""Pictures and tables for people: overlays, contact sheets, learning curves, Dice plots, JSON, CSV.
+"""Pictures for people: overlays, animations, contact sheets, learning curves, Dice plots.
 
-Nothing here is read back by the program. Every file is written under a temporary name in its
-folder and then renamed, so a reader never sees half of one.
+Nothing here is read back by the program.
 """
 
-import csv
 import dataclasses
 import io
 import json
@@ -12,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +18,7 @@ from matplotlib.lines import Line2D
 from scipy import ndimage
 
 from medsegdiff_jax import fusion, imaging
+from medsegdiff_jax.atomic import replacing
 from medsegdiff_jax.types import InputError, Task
 
 # Okabe and Ito's colours, told apart with any colour vision; ordered for contrast on tissue.
@@ -329,35 +327,5 @@ def write_figure(path: str | os.PathLike, figure: Figure) -> None:
     """Writes a matplotlib figure as PNG, all or nothing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    with imaging.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-
-
-def write_json(path: str | os.PathLike, tree: Any) -> None:
-    """Writes strict JSON (NaN and infinity become null), indented, all or nothing."""
-    text = json.dumps(_finite(tree), indent=2, allow_nan=False, ensure_ascii=False)
-    with imaging.replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same keys as CSV with a header, all or nothing; NaN stays "nan"."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with imaging.replacing(path) as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
-
-
-def _finite(tree: Any) -> Any:
-    """Replaces numpy numbers by Python's and non-finite floats by None, recursively."""
-    if isinstance(tree, Mapping):
-        return {str(key): _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    if isinstance(tree, np.generic | np.ndarray):
-        return _finite(tree.tolist())
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return None
-    return tree

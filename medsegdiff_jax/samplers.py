@@ -182,16 +182,17 @@ def sample_path(
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
         noise = gaussian_like(step_keys, x_t)
         prediction = denoise(x_t, t)
-        change = weight * (prediction.x0 - previous_x0)
-        expected = _shifted(schedule, prediction, change, t)
+        expected = prediction
+        if sampler.second_order:
+            change = weight * (prediction.x0 - previous_x0)
+            expected = _shifted(schedule, prediction, change, t)
         x_s = sampler.step(schedule, expected, x_t, t, s, noise)
         return (x_s, prediction.x0), (x_t, prediction.x0)
 
     path = jnp.asarray(trajectory)
-    second = sampler.second_order
-    weights = midpoint_weights(schedule, path) if second else jnp.zeros(len(path) - 1)
     start = (x_T, jnp.zeros_like(x_T))
-    (x_0, _), along = jax.lax.scan(step, start, (path[:-1], path[1:], weights))
+    scanned = (path[:-1], path[1:], midpoint_weights(schedule, path))
+    (x_0, _), along = jax.lax.scan(step, start, scanned)
     return x_0, along
 
 

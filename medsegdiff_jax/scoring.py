@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medsegdiff_jax import (
+    atomic,
     fusion,
     html_report,
     report,
@@ -179,8 +180,8 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         }
         for score, case in zip(evaluation.scores, doubt.cases, strict=True)
     ]
-    report.write_csv(folder / "per_case.csv", rows)
-    report.write_json(folder / "metrics.json", summary)
+    atomic.write_csv(folder / "per_case.csv", rows)
+    atomic.write_json(folder / "metrics.json", summary)
     plots = _write_plots(folder, rows, doubt)
     html_report.write(
         folder / "report.html", summary, rows, plots, evaluation.worst, worst_cases.LEGEND

@@ -23,6 +23,7 @@ from medsegdiff_jax.drawing import DrawFn, Ensemble, Group, draw_all
 from medsegdiff_jax.ensemble_size import WINDOW, Stability
 from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.partitioning import (
+    compiler_options,
     even_batch,
     on_data,
     replicated,
@@ -264,7 +265,7 @@ class Segmenter:
     def _drawing(self, settings: Settings, keep_path: bool) -> DrawFn:
         """Starts calls of the compiled ensemble; a call takes its time from the end of the last."""
         mesh, segment = self._segment_fn(settings)
-        _, trace = self._segment_fn(settings, path=True) if keep_path else (None, None)
+        trace = self._path_fn(settings, mesh) if keep_path else None
         params = jax.device_put(self.params, replicated(mesh))
         size, ended = even_batch(settings.batch_size), time.perf_counter()
 
@@ -278,17 +279,17 @@ class Segmenter:
             arrays = shard_batch(on_data(mesh), batch)
             seed, first = np.uint32(settings.seed), arrays["first"]
             with jax.set_mesh(mesh):
-                known = (params, arrays["image"], arrays["case"], seed)
-                running = segment(*known, first), trace(*known, 0 * first) if trace else None
+                inputs = (params, arrays["image"], arrays["case"], seed)
+                drawn = segment(*inputs, first)
+                traced = trace(*inputs, 0 * first) if trace else None
 
             def finish() -> None:
                 nonlocal ended
-                drawn, traced = jax.device_get(running)
+                found, paths = jax.device_get((drawn, traced))
                 for index, one in enumerate(group):
-                    one.add(drawn.members[:, index])
-                    one.own = None if drawn.own is None else drawn.own[index]
-                    if keep_path:
-                        one.path = traced.members[0, index]
+                    one.add(found.members[:, index])
+                    one.own = None if found.own is None else found.own[index]
+                    one.path = None if paths is None else paths[index]
                 began, ended = ended, time.perf_counter()
                 for one in group:
                     one.seconds += (ended - began) / len(group)
@@ -322,22 +323,24 @@ class Segmenter:
             path=ensemble.path,
         )
 
-    def _segment_fn(
-        self, settings: Settings, *, path: bool = False
-    ) -> tuple[Mesh, denoiser.SegmentFn]:
-        """The compiled ensemble for these settings (or the path of one member), and its mesh."""
+    def _segment_fn(self, settings: Settings) -> tuple[Mesh, denoiser.SegmentFn]:
+        """The compiled ensemble for these settings, and its mesh."""
         fields = ("steps", "sampler", "member_chunk", "mirror")
         chosen = {field: getattr(settings, field) for field in fields}
-        chosen["mirror"] &= not path  # the first member looks at the image as it is
         mesh = sampling_mesh(even_batch(settings.batch_size))
-        members = 1 if path else settings.drawn_at_once
-        if settings.tolerance and not path:
+        members = settings.drawn_at_once
+        if settings.tolerance:
             members += -members % mesh.shape["model"]  # the devices draw these anyway
-        key = (mesh.axis_sizes, members, path, *chosen.values())
+        key = (mesh.axis_sizes, members, *chosen.values())
         if key not in self._compiled:
-            fn = denoiser.make_segment_fn(self._model, self._process, **chosen, path=path)
+            fn = denoiser.make_segment_fn(self._model, self._process, **chosen)
             self._compiled[key] = mesh, denoiser.compile_segment_fn(fn, mesh, members)
         return self._compiled[key]
+
+    def _path_fn(self, settings: Settings, mesh: Mesh) -> denoiser.PathFn:
+        how = {"steps": settings.steps, "sampler": settings.sampler}
+        trace = denoiser.make_path_fn(self._model, self._process, **how)
+        return jax.jit(trace, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
     def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:
         """[H, W, C] -> [S, S, C] float32, exactly as the training data were prepared."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import imaging, input_pipeline, report
+from medsegdiff_jax import atomic, imaging, input_pipeline
 from medsegdiff_jax.checkpoint import CALIBRATION, load_model
 from medsegdiff_jax.fusion import OF_PROBABILITIES, majority
 from medsegdiff_jax.metrics.calibration import (
@@ -76,7 +76,7 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
         "cases": count,
         "sampling": vars(chosen),
     }
-    report.write_json(loaded.folder / CALIBRATION, stored)
+    atomic.write_json(loaded.folder / CALIBRATION, stored)
     return stored
 
 

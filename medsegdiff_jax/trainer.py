@@ -17,7 +17,15 @@ from clu import metrics as clu_metrics
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from medsegdiff_jax import hosts, imaging, input_pipeline, losses, networks, process, train_state
+from medsegdiff_jax import (
+    atomic,
+    hosts,
+    input_pipeline,
+    losses,
+    networks,
+    process,
+    train_state,
+)
 from medsegdiff_jax.checkpoint import Checkpoints
 from medsegdiff_jax.evaluator import Validation
 from medsegdiff_jax.input_pipeline import Dataset
@@ -227,7 +235,7 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
     hosts.wait_for_all("config checked")
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-        with imaging.replacing(path) as temporary:
+        with atomic.replacing(path) as temporary:
             temporary.write_text(json.dumps(metadata, indent=2) + "\n")
     hosts.wait_for_all("config written")
     return metadata

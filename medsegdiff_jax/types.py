@@ -133,7 +133,8 @@ class Prediction:
     """Two faces of one network answer: x_t = alpha_t x0 + sigma_t eps.
 
     Attributes:
-      x0: [B, H, W, K] estimate of the clean mask, in [-input_scale, input_scale].
+      x0: [B, H, W, K] estimate of the clean mask, in [-input_scale, input_scale]; what a
+        second-order step expects of its middle may lie outside.
       eps: [B, H, W, K] estimate of the noise.
     """
 

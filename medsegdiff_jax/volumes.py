@@ -18,7 +18,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
-from medsegdiff_jax.imaging import reason, replacing
+from medsegdiff_jax.atomic import replacing
+from medsegdiff_jax.imaging import reason
 from medsegdiff_jax.types import InputError, Modality
 
 SUFFIXES = (".nii.gz", ".nii")

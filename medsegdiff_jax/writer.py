@@ -17,7 +17,7 @@ import tensorboardX
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from medsegdiff_jax import imaging
+from medsegdiff_jax import atomic
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -31,7 +31,7 @@ class MetricWriter:
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _is_until(line, start_step)]
-            with imaging.replacing(self._path) as temporary:
+            with atomic.replacing(self._path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
         self._events = tensorboardX.SummaryWriter(

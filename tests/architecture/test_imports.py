@@ -17,6 +17,7 @@ PACKAGE = "medsegdiff_jax"
 # A unit is a module or a whole sub-package of medsegdiff_jax. It may import units of lower layers.
 LAYERS = {
     "types": 0,
+    "atomic": 0,
     "version": 0,
     "augment": 1,
     "cli": 1,

@@ -1,6 +1,8 @@
 """The model behind one call: any image in, the same answer however it is computed."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +142,16 @@ def test_the_export_holds_the_parameters_and_nothing_to_resume(trained, exported
     assert not [path for path in exported.rglob("*") if b"opt_state" in path.name.encode()]
     texts = [path.read_bytes() for path in exported.rglob("_*METADATA*") if path.is_file()]
     assert texts and not any(b"opt_state" in text or b"'mu'" in text for text in texts)
+
+
+def test_an_export_of_another_format_is_refused(exported, tmp_path):
+    model = shutil.copytree(exported, tmp_path / "model")
+    metadata = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(metadata | {"format": 2}))
+    with pytest.raises(
+        InputError, match="model: exported in format 2; this version reads format 1"
+    ):
+        checkpoint.load_model(model)
 
 
 def test_images_of_different_sizes_come_back_as_lists(segmenter, discs):

@@ -162,8 +162,8 @@ def test_posterior_composes_to_the_forward_process(kind, t, s, seed):
     x_0 = p.mask_to_x0(mask)
     alpha_t, sigma_t = process.coefficients(p.schedule, t, x_0)
     alpha_s, sigma_s = process.coefficients(p.schedule, s, x_0)
-    center, std = p.posterior(x_0, alpha_t * x_0, t, s)
-    above, _ = p.posterior(x_0, alpha_t * x_0 + sigma_t, t, s)
+    center, std = process.posterior(p.schedule, x_0, alpha_t * x_0, t, s)
+    above, _ = process.posterior(p.schedule, x_0, alpha_t * x_0 + sigma_t, t, s)
     np.testing.assert_allclose(center, alpha_s * x_0, atol=1e-6)
     variance = (above - center) ** 2 + std**2
     np.testing.assert_allclose(variance, sigma_s**2, rtol=1e-5, atol=2e-6)
@@ -172,6 +172,8 @@ def test_posterior_composes_to_the_forward_process(kind, t, s, seed):
 def test_posterior_ends_at_x0():
     p = make("x0")
     mask, x_t = draw(9)
-    mean, std = p.posterior(p.mask_to_x0(mask), x_t, jnp.asarray([1, 500, 1000]), jnp.zeros(3, int))
+    mean, std = process.posterior(
+        p.schedule, p.mask_to_x0(mask), x_t, jnp.asarray([1, 500, 1000]), jnp.zeros(3, int)
+    )
     np.testing.assert_array_equal(mean, p.mask_to_x0(mask))
     np.testing.assert_array_equal(std, 0.0)

@@ -69,12 +69,10 @@ def test_members_cases_and_seeds_differ(model, image):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_members_come_in_pairs_that_start_from_opposite_noise(model, image, sampler):
     network, diffusion, params = model
-    settings = {"steps": 1, "sampler": sampler, "member_chunk": 4}
-    fn = denoiser.make_segment_fn(network, diffusion, **settings, path=True)
-    numbers = jnp.array([[0, 2], [1, 3]])
-    case = jnp.array([5, 5], jnp.uint32)
-    path = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
-    start = path[:, :, 0, ..., 0]
+    trace = jax.jit(denoiser.make_path_fn(network, diffusion, steps=1, sampler=sampler))
+    arguments = (params, image[:2], jnp.array([5, 5], jnp.uint32), np.uint32(0))
+    paths = [trace(*arguments, jnp.array(numbers)) for numbers in ([0, 2], [1, 3])]
+    start = np.stack(paths)[:, :, 0, ..., 0]
     np.testing.assert_allclose(start[0], -start[1], atol=1e-6)
     assert np.abs(start[0, 0] - start[0, 1]).max() > 1  # another pair, other noise
     assert 0.8 < start[0].std() < 1.2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import opposite_pairs
-from medsegdiff_jax import imaging, report
+from medsegdiff_jax import atomic, imaging
 from medsegdiff_jax.types import InputError, Task
 
 TASK = Task(("lesion",), (255,), True, 1)
@@ -30,7 +30,7 @@ def test_pairs_that_err_in_opposite_ways_make_the_better_vote(tmp_path):
         imaging.write_png(tmp_path / name, np.where(columns < width, 255, 0).astype(np.uint8))
     files = {"mask": "a_0.png", "members": names}
     run = {"task": TASK.to_json(), "cases": {"a": {"files": files}}}
-    report.write_json(tmp_path / "run.json", run)
+    atomic.write_json(tmp_path / "run.json", run)
     found = opposite_pairs.measure(tmp_path, tmp_path)
     assert found["dice"]["odd"] == pytest.approx([2 * 6 / 14])
     assert found["dice"]["even"] == found["dice"]["pairs"] == pytest.approx([2 * 8 / 18])

@@ -105,9 +105,9 @@ def test_a_damaged_list_of_what_is_done_is_made_anew(run, tmp_path):
 def test_what_is_done_is_listed_even_if_the_run_is_killed(run, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "LIST_SECONDS", 0)
     written = []
-    write = prediction.report.write_json
+    write = prediction.atomic.write_json
     monkeypatch.setattr(
-        prediction.report,
+        prediction.atomic,
         "write_json",
         lambda path, run: (written.append(len(run["cases"])), write(path, run)),
     )

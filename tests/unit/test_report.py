@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsegdiff_jax import report
+from medsegdiff_jax import atomic, report
 from medsegdiff_jax.types import InputError, Task
 
 BINARY = Task(("lesion",), (255,), exclusive=True, image_channels=3)
@@ -169,7 +169,7 @@ def test_json_is_strict_and_numpy_becomes_numbers(tmp_path):
         "pair": (np.int64(3), True),
         7: "größe",
     }
-    report.write_json(tmp_path / "tree.json", tree)
+    atomic.write_json(tmp_path / "tree.json", tree)
     text = (tmp_path / "tree.json").read_text(encoding="utf-8")
 
     def refuse(constant):
@@ -187,7 +187,7 @@ def test_json_is_strict_and_numpy_becomes_numbers(tmp_path):
 
 def test_csv_keeps_the_columns_and_nan(tmp_path):
     rows = [{"case": "a,b", "dice": 0.5}, {"case": "c", "dice": float("nan")}]
-    report.write_csv(tmp_path / "rows.csv", rows)
+    atomic.write_csv(tmp_path / "rows.csv", rows)
     with open(tmp_path / "rows.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert read == [{"case": "a,b", "dice": "0.5"}, {"case": "c", "dice": "nan"}]
@@ -195,7 +195,7 @@ def test_csv_keeps_the_columns_and_nan(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "tree.json"
-    report.write_json(path, {"a": 1})
+    atomic.write_json(path, {"a": 1})
     assert path.stat().st_mode & 0o600 == 0o600
 
     def fail(*_):
@@ -203,6 +203,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        report.write_json(path, {"a": 2})
+        atomic.write_json(path, {"a": 2})
     assert [item.name for item in path.parent.iterdir()] == ["tree.json"]
     assert json.loads(path.read_text()) == {"a": 1}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from medsegdiff_jax import fusion, metrics, report, uncertainty_scoring
+from medsegdiff_jax import atomic, fusion, metrics, uncertainty_scoring
 from medsegdiff_jax.metrics import calibration, distribution, ranking
 from medsegdiff_jax.types import InputError, Task, class_mask
 
@@ -185,7 +185,7 @@ def test_scores_of_cases_are_collected_and_become_json(tmp_path):
     assert [one.mean for one in found.dice_of_first["lesion"]] == pytest.approx([1, 0.8])
     # The case that is more in doubt has the smaller error, and everything else is tied.
     assert found.ranking["lesion"]["region_entropy"].spearman == pytest.approx(-1)
-    report.write_json(tmp_path / "x.json", uncertainty_scoring.to_json(found))
+    atomic.write_json(tmp_path / "x.json", uncertainty_scoring.to_json(found))
     stored = json.loads((tmp_path / "x.json").read_text())
     assert stored["calibration"]["lesion"]["image"]["pixels"] == 64
     assert stored["ranking"]["lesion"]["sample_dice"]["spearman"] is None
