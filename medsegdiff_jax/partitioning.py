@@ -142,9 +142,9 @@ def check_batch_size(batch_size: int, parts: int) -> None:
 def compiler_options() -> dict[str, str]:
     """What XLA is told about networks; nothing but on CPUs.
 
-    There, jaxlib 0.10 to 0.12 leave convolutions to YNNPACK, and training steps take 1.25 to 1.4
-    times as long as with XLA's own (benchmarks/README.md). The option is experimental, hence the
-    attempt: a version that does not know it does without.
+    There, jaxlib 0.10 to 0.12 leave convolutions to YNNPACK, and training steps take 1.2 (V2) to
+    1.75 times (UNet) as long as with XLA's own (benchmarks/README.md). The option is experimental,
+    hence the attempt: a version that does not know it does without.
     """
     if jax.default_backend() != "cpu":
         return {}

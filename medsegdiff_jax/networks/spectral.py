@@ -18,8 +18,8 @@ usual and by the number of keys, since no softmax normalises its rows. As in a s
 transformer, inputs are layer-normalised, and attention and MLP are residual to the stream that they
 refine.
 
-Module 1 queries with e and reads c: an MLP refines the result to c~. Module 2 queries with c~ and
-reads e; it gives the c of the next block. The last c goes to the decoder in place of e.
+Module 1 queries with e and reads c, which gives c~. Module 2 queries with c~ and reads e, which
+gives the c of the next block. Each ends with an MLP (the paper names one for the first only). The last c goes to the decoder in place of e.
 """
 
 import flax.linen as nn
