@@ -19,7 +19,8 @@ transformer, inputs are layer-normalised, and attention and MLP are residual to 
 refine.
 
 Module 1 queries with e and reads c, which gives c~. Module 2 queries with c~ and reads e, which
-gives the c of the next block. Each ends with an MLP (the paper names one for the first only). The last c goes to the decoder in place of e.
+gives the c of the next block. Each ends with an MLP (the paper names one for the first only). The
+last c goes to the decoder in place of e.
 """
 
 import flax.linen as nn
