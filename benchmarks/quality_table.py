@@ -74,6 +74,7 @@ def _markdown(head: list[str], lines: list[list[str]]) -> str:
 def _scores(rows: list[Row], models: list[str]) -> str:
     titles = [title for _, title, _ in METRICS]
     head = ["model", "seeds", titles[0], f"minus {models[0]}", *titles[1:], *DOUBT]
+    head.insert(-2, "unbiased GED")
     groups = [[row for row in rows if row["model"] == model] for model in models]
     lines = [_score_cells(group, groups[0]) for group in groups if group]
     return _markdown(head, lines)
@@ -85,8 +86,9 @@ def _score_cells(group: list[Row], first: list[Row]) -> list[str]:
     difference = ""
     if group is not first and ours.size:
         difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(ours, theirs))
-    doubt = [_doubt(group, part, keys) for part, keys in DOUBT.values()]
-    return [group[0]["model"], str(len(group)), overlap, difference, *others, *doubt]
+    ged, *doubt = (_number(_doubt(group, part, keys)) for part, keys in DOUBT.values())
+    model, seeds = group[0]["model"], str(len(group))
+    return [model, seeds, overlap, difference, *others, ged, _unbiased_ged(group), *doubt]
 
 
 def _with_interval(group: list[Row], metric: str, digits: int) -> str:
@@ -108,15 +110,30 @@ def _shared_cases(ours: list[Row], theirs: list[Row]) -> list[np.ndarray]:
     return [np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in both]
 
 
-def _doubt(group: list[Row], part: str, keys: tuple[str, str]) -> str:
-    """A score of uncertainty over seeds and classes; empty where undefined or not measured."""
+def _doubt(group: list[Row], part: str, keys: tuple[str, str]) -> float | None:
+    """A score of uncertainty over seeds and classes; None where undefined or not measured."""
     values = []
     for row in group:
         classes = row["scores"].get("uncertainty", {}).get(part, {}).values()
         found = (scores.get(keys[0], {}).get(keys[1]) for scores in classes)
         defined = [value for value in found if value is not None]
         values += [np.mean(defined)] if defined else []
-    return f"{np.mean(values):.4f}" if values else ""
+    return float(np.mean(values)) if values else None
+
+
+def _unbiased_ged(group: list[Row]) -> str:
+    """GED without the pairs of a sample with itself, whose share is 1 / n.
+
+    These pairs make an ensemble of few members look worse than one of many that are drawn alike.
+    """
+    ged, diversity = (_doubt(group, "classes", (key, "mean")) for key in ("ged", "diversity"))
+    if ged is None or diversity is None:
+        return ""
+    return _number(ged - diversity / group[0]["sampling"]["members"])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _costs(rows: list[Row], models: list[str]) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import quality_table
+from medsegdiff_jax import metrics
 from medsegdiff_jax.types import InputError
 
 
@@ -45,6 +46,7 @@ def row(model, dice, seed=0):
                     "lesion": {
                         "ged": {"mean": 0.2 + seed / 10},
                         "interval_iou": {"mean": 0.7},
+                        "diversity": {"mean": 0.3},
                     }
                 },
                 "calibration": {"lesion": {"border": {"ece": 0.03}}},
@@ -65,7 +67,7 @@ def lines_of(rows, models=("V2", "eps")):
 def test_the_table_averages_seeds_and_compares_with_the_first_model():
     lines = lines_of([row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1), row("eps", (0.6, 0.8))])
     assert lines[:2] == ["**a**", ""] and lines[2].startswith("| model | seeds | Dice | minus V2 |")
-    scores, doubt = "0.7500 [0.7000, 0.8000]", "0.2500 | 0.7000 | 0.0300"
+    scores, doubt = "0.7500 [0.7000, 0.8000]", "0.2500 | 0.1500 | 0.7000 | 0.0300"
     in_pixels = "0.8 [0.7, 0.8]"
     assert lines[4] == f"| V2 | 2 | {scores} |  | {scores} | {in_pixels} | {doubt} |"
     # Of the seed that both have.
@@ -75,12 +77,34 @@ def test_the_table_averages_seeds_and_compares_with_the_first_model():
 
 def test_a_score_that_is_undefined_or_unmeasured_is_left_empty():
     single = row("V2", (0.8, 0.9)) | {"stable_members": None}
-    single["scores"]["uncertainty"]["classes"]["lesion"]["interval_iou"]["mean"] = None
+    for score in ("interval_iou", "diversity"):  # undefined for one member
+        single["scores"]["uncertainty"]["classes"]["lesion"][score]["mean"] = None
     lines = lines_of([single])
-    assert lines[4].endswith("| 0.2000 |  | 0.0300 |")
+    assert lines[4].endswith("| 0.2000 |  |  | 0.0300 |")
     assert lines[-1] == "| V2 | a | 4.94 | 2.00 | 13.0 |  | 0.50 |"
     del single["scores"]["uncertainty"]
-    assert lines_of([single])[4].endswith("|  |  |  |")
+    assert lines_of([single])[4].endswith("|  |  |  |  |")
+
+
+def test_ged_without_self_pairs_is_that_of_different_samples():
+    rng = np.random.default_rng(0)
+    samples, raters = rng.random((4, 1, 6, 6)) > 0.5, rng.random((3, 1, 6, 6)) > 0.5
+
+    def distance(a, b):
+        return 1 - (a & b).sum() / (a | b).sum()
+
+    pairs = [distance(a, b) for i, a in enumerate(samples) for j, b in enumerate(samples) if i != j]
+    of_raters = np.mean([distance(a, b) for a in raters for b in raters])
+    to_raters = np.mean([distance(a, b) for a in samples for b in raters])
+    found = metrics.set_overlaps(samples[:, 0], raters[:, 0])
+    single = row("V2", (0.8, 0.9))
+    single["sampling"]["members"] = 4
+    single["scores"]["uncertainty"]["classes"]["lesion"] |= {
+        "ged": {"mean": float(found.energy_distance)},
+        "diversity": {"mean": float(found.diversity)},
+    }
+    expected = 2 * to_raters - np.mean(pairs) - of_raters
+    assert lines_of([single])[4].split(" | ")[7] == f"{expected:.4f}"
 
 
 def test_costs_have_a_line_per_model_and_another_where_the_data_change_them():
