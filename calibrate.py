@@ -10,11 +10,13 @@ _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
 _MIRROR = flags.DEFINE_bool("mirror", None, "Members also look at mirror images.")
 
+FEW = 20  # validation cases
+
 
 def main(argv: list[str]) -> None:
     """Fits a temperature on the validation cases and stores it beside the checkpoint."""
     del argv
-    from medsegdiff_jax.temperature import calibrate
+    from medsegdiff_jax.temperature import CALIBRATION, calibrate
 
     found = calibrate(
         _CHECKPOINT.value,
@@ -28,6 +30,8 @@ def main(argv: list[str]) -> None:
         f"temperature {found['temperature']:.3f} from {found['cases']} validation cases: "
         f"calibration error near borders {before:.4f} before, {after:.4f} after"
     )
+    if found["cases"] < FEW:
+        print(f"caution: these are few cases; delete {CALIBRATION} in the checkpoint to undo it")
 
 
 if __name__ == "__main__":

@@ -132,9 +132,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise
         if isinstance(error, OSError) and error.__cause__ is not None:
             error = error.__cause__
-        # KeyError's str() is the repr of its message.
-        text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        raise _FlagError(_without_traceback(str(text)) or type(error).__name__) from error
+        text = _missing_field(error) or str(error)
+        raise _FlagError(_without_traceback(text) or type(error).__name__) from error
+
+
+def _missing_field(error: Exception) -> str:
+    """What ml_collections says of an unknown field, by a KeyError in an AttributeError; or ""."""
+    for inner in error.args if isinstance(error, AttributeError) else ():
+        if isinstance(inner, KeyError) and inner.args:
+            return "no config field " + str(inner.args[0]).replace("\n", ". ")
+    # KeyError's str() is the repr of its message.
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
 
 
 def _without_traceback(text: str) -> str:

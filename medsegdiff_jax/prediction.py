@@ -74,7 +74,7 @@ def predict(
     Raises:
       InputError: an unreadable image (finished cases stay), an unknown word in `save`, members of
         volumes whose slices have different numbers of them, or names by which a result would
-        replace an input or another result.
+        replace an input, another result or a file that an earlier call has not written.
     """
     folder, task = Path(output), segmenter.task
     kind = _kind(task)

@@ -96,7 +96,7 @@ def check_names(
     members: int,
     suffix: str,
 ) -> None:
-    """Raises InputError if a result would replace an input or another result."""
+    """Raises InputError if a result would replace an input, another result or a foreign file."""
     owner = {"contact_sheet.png": "the contact sheet"}
     for case, paths in cases.items():
         for what in save:
@@ -109,6 +109,13 @@ def check_names(
     for path in (path for paths in cases.values() for path in paths):
         if path.name in owner and path.resolve().parent == folder.resolve():
             raise InputError(f"{path}: would be replaced by a result; choose another --output")
+    if folder.is_dir() and not (folder / "run.json").exists():  # with which every call begins
+        for path in folder.iterdir():
+            if path.name in owner:
+                raise InputError(
+                    f"{path}: would be replaced, and is no result of an earlier call (no run.json "
+                    "beside it); choose another --output"
+                )
 
 
 def files_of(

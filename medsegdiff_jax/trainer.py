@@ -95,7 +95,8 @@ def train(config: Any, workdir: str) -> TrainState:
 
     Args:
       config: the tree of `configs/base.py`.
-      workdir: gets config.json, metrics.jsonl, TensorBoard events and checkpoints/.
+      workdir: gets config.json, parameters.txt (a line per array), metrics.jsonl, TensorBoard
+        events and checkpoints/.
 
     Returns:
       The final state.
@@ -116,6 +117,10 @@ def train(config: Any, workdir: str) -> TrainState:
     metadata = prepare_workdir(config, dataset, Path(workdir))
     with Checkpoints(workdir, metadata) as checkpoints, jax.set_mesh(mesh):
         state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
+        if hosts.is_first():
+            table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+            with atomic.replacing(Path(workdir) / "parameters.txt") as temporary:
+                temporary.write_text(table + "\n")
         step_fn = make_train_step(model, diffusion, objective, optimizer, config)
         train_step = compile_train_step(step_fn, mesh, state)
         writer = MetricWriter(workdir, int(state.step)) if hosts.is_first() else NoWriter()
@@ -137,6 +142,8 @@ def run_loop(
 ) -> TrainState:
     """The loop itself; arguments as made by `train`."""
     start, last = int(state.step), config.num_steps
+    if start >= last:
+        _log.info("nothing left to train: step %d of %d (num_steps)", start, last)
     batches = input_pipeline.train_batches(
         dataset,
         config.data,
@@ -266,7 +273,6 @@ def initial_state(
     state = checkpoints.restore_latest(abstract)
     if state is None:
         state = jax.jit(init, out_shardings=shardings)(key)
-        _log.info("%s", parameter_overview.get_parameter_overview(state.params))
     else:
         _log.info("resuming at step %d", int(state.step))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))

@@ -76,8 +76,11 @@ def _named(paths: Sequence[Path], modalities: Sequence[Modality]) -> dict[Path, 
     stems = {path: volumes.stem(path) for path in paths}
     numbered = all(re.search(r"_\d{4}$", stem) for stem in stems.values())
     # Other datasets number their cases like this: amos_0001, amos_0004.
-    numbers = {int(stem[-4:]) for stem in stems.values()} if numbered else set()
-    if numbers == {0} or (len(modalities) > 1 and 0 in numbers):
+    of_case: dict[str, set[int]] = {}
+    for stem in stems.values() if numbered else ():
+        of_case.setdefault(stem[:-5], set()).add(int(stem[-4:]))
+    every, numbers = all(0 in found for found in of_case.values()), set().union(*of_case.values())
+    if numbers == {0} or (0 in numbers and (len(modalities) > 1 or (every and len(of_case) > 1))):
         return {path: (stem[:-5], int(stem[-4:])) for path, stem in stems.items()}
     named = {}
     for path, stem in stems.items() if len(modalities) > 1 else ():

@@ -40,6 +40,11 @@ def _train(command, data, tmp_path, *flags, config="configs/folder.py:default,ti
     ("flags", "config", "named"),
     [
         (["--config.modle.x=1"], "configs/folder.py", "modle"),
+        (
+            ["--config.batchsize=3"],
+            "configs/folder.py",
+            "no config field 'batchsize'. Did you mean",
+        ),
         (["--config.num_steps=many"], "configs/folder.py", "num_steps"),
         (["--config.diffusion.schedule=3.5.1"], "configs/folder.py", "schedule"),
         (["--config.num_steps=0"], "configs/folder.py:default,tiny", "num_steps"),

@@ -61,7 +61,7 @@ def test_train_writes_a_run_that_sample_can_use(training, inputs, tmp_path):
     workdir, outcome = training
     assert "step 60/60" in outcome.stderr and "step 60  validation" in outcome.stderr
     names = {path.name for path in workdir.iterdir()}
-    assert {"config.json", "metrics.jsonl", "checkpoints"} <= names
+    assert {"config.json", "parameters.txt", "metrics.jsonl", "checkpoints"} <= names
     flags = [
         f"--checkpoint={workdir}",
         f"--input={inputs / 'images' / 'odd.png'}",

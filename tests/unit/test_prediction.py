@@ -37,6 +37,16 @@ def test_the_images_themselves_are_never_replaced(tiny_model, tmp_path, save):
     assert [path.name for path in folder.iterdir()] == ["a.png"]
 
 
+def test_files_that_no_earlier_call_has_written_are_never_replaced(tiny_model, tmp_path):
+    segmenter, masks = Segmenter(tiny_model), folder_of(tmp_path / "masks", "a.png")
+    images = find(folder_of(tmp_path / "scans", "a.png"), segmenter)
+    before = (masks / "a.png").read_bytes()
+    with pytest.raises(InputError, match=r"masks/a\.png: would be replaced, and is no result"):
+        prediction.predict(segmenter, images, masks, segmenter.choose(), ("mask",))
+    assert (masks / "a.png").read_bytes() == before
+    assert [path.name for path in masks.iterdir()] == ["a.png"]
+
+
 @pytest.mark.parametrize("names", [("a.png", "a_overlay.png"), ("b.png", "contact_sheet.jpg")])
 def test_two_results_of_one_name_are_refused_before_anything_is_written(
     tiny_model, tmp_path, names

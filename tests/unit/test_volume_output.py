@@ -32,6 +32,7 @@ def folder_of(root, *names):
         (ONE, ("a_0000.nii.gz", "b.nii.gz"), {"a_0000": ["a_0000.nii.gz"], "b": ["b.nii.gz"]}),
         (ONE, ("amos_0004.nii.gz", "amos_0507.nii.gz"), None),
         (ONE, ("amos_0004.nii.gz",), None),
+        (ONE, ("a_0000.nii.gz", "a_0001.nii.gz", "a_0002.nii.gz"), None),
         (TWO, ("a_0001.nii.gz", "a_0000.nii.gz"), {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}),
         (
             TWO,
@@ -75,6 +76,11 @@ def test_a_folder_in_the_folder_is_preferred_and_a_list_chooses(tmp_path):
     [
         (TWO, ("a_t1ce.nii.gz",), "a_t1ce.nii.gz: no file of modality t1 beside it"),
         (TWO, tuple(f"a_{i:04d}.nii.gz" for i in range(3)), "3 modalities where the model has 2"),
+        (
+            ONE,
+            ("a_0000.nii", "a_0001.nii", "b_0000.nii", "b_0001.nii"),
+            "a_0000.nii: 2 modalities where the model has 1",
+        ),
         (ONE, ("a.nii", "a.nii.gz"), "two files for one volume"),
         (ONE, (), r"no image \(.nii.gz, .nii\)"),
     ],
