@@ -87,8 +87,8 @@ def predict(
     run = describe(segmenter, settings)
     run["cases"] = finished(folder, run, cases, save)
     left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
-    if run["cases"]:
-        _log.info("%d of %d cases are done already", len(run["cases"]), len(cases))
+    if len(left) < len(cases):
+        _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
     sheet: list[report.CasePictures] = []
     atomic.write_json(folder / "run.json", run)
     listed = time.monotonic()
@@ -127,9 +127,10 @@ def finished(
     cases: Mapping[str, Sequence[Path]],
     save: Sequence[str],
 ) -> dict[str, Any]:
-    """Entries of the cases that an earlier call with the same model and settings has finished.
+    """Entries of the cases that earlier calls with the same model and settings have finished.
 
-    A case counts if all that is to be saved of it is there, and newer than its images.
+    A case counts if all that is to be saved of it is there, and newer than its images; one that is
+    not among `cases`, if its files are there.
 
     Args:
       folder: where the earlier call wrote.
@@ -146,10 +147,19 @@ def finished(
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {
-        case: entries[case]
-        for case, paths in cases.items()
-        if case in entries and _is_up_to_date(entries[case], folder, paths, save)
+        case: entry
+        for case, entry in entries.items()
+        if (
+            _is_up_to_date(entry, folder, cases[case], save)
+            if case in cases
+            else all(path.is_file() for path in _results(entry, folder))
+        )
     }
+
+
+def _results(entry: Mapping[str, Any], folder: Path) -> list[Path]:
+    names = entry.get("files", {}).values()
+    return [folder / n for name in names for n in ([name] if isinstance(name, str) else name)]
 
 
 def _is_up_to_date(
@@ -157,11 +167,9 @@ def _is_up_to_date(
 ) -> bool:
     if entry.get("inputs") != _relative(paths, folder):
         return False
-    files = entry.get("files", {})
-    if not set(save) <= files.keys():
+    if not set(save) <= entry.get("files", {}).keys():
         return False
-    names = [n for name in files.values() for n in ([name] if isinstance(name, str) else name)]
-    results = [folder / name for name in names]
+    results = _results(entry, folder)
     if not all(path.is_file() for path in results):
         return False
     newest = max(path.stat().st_mtime_ns for path in paths)

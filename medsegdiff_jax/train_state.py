@@ -70,7 +70,11 @@ def build_optimizer(optim: Any, num_steps: int) -> optax.GradientTransformation:
         if not optim[field] > 0:
             raise InputError(f"config field optim.{field}: {optim[field]} is not positive")
     warmup = optim.warmup_steps
-    if optim.schedule == "constant":
+    if warmup < 0:
+        raise InputError(f"config field optim.warmup_steps: {warmup} is negative")
+    if optim.schedule == "constant" and not warmup:
+        rate = optax.constant_schedule(optim.learning_rate)  # the next one would stay at 0
+    elif optim.schedule == "constant":
         rate = optax.warmup_constant_schedule(0.0, optim.learning_rate, warmup)
     elif optim.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(

@@ -55,7 +55,7 @@ class LossWindow:
         """Starts empty."""
         self._kind: type[clu_metrics.Collection] | None = None
         self._sums: clu_metrics.Collection | None = None
-        self._totals: list[tuple[int, Array]] = []
+        self._unchecked: list[tuple[int, dict[str, Array]]] = []
 
     def add(self, step: int, terms: dict[str, Array]) -> None:
         """Adds the terms [B] of one step, without waiting for the device."""
@@ -65,22 +65,29 @@ class LossWindow:
             )
         sums = self._kind.single_from_model_output(**terms)
         self._sums = sums if self._sums is None else self._sums.merge(sums)
-        self._totals.append((step, terms["total"]))
+        watched = {"loss": terms["total"], "gradient": terms["grad_norm"]}
+        self._unchecked.append((step, watched))
 
-    def empty(self) -> dict[str, float]:
-        """Means since the last call.
+    def check(self) -> None:
+        """Waits for the steps so far; to be called before their parameters are saved.
 
         Raises:
-          FloatingPointError: a loss was not finite; names the step.
+          FloatingPointError: a loss or a gradient was not finite; names the step.
         """
-        for step, total in self._totals:
-            if not bool(jnp.isfinite(total).all()):
-                raise FloatingPointError(
-                    f"the loss is not finite at step {step}; the last checkpoint is kept "
-                    "(a smaller optim.learning_rate or optim.grad_clip_norm usually helps)"
-                )
+        for step, watched in self._unchecked:
+            for name, value in watched.items():
+                if not bool(jnp.isfinite(value).all()):
+                    raise FloatingPointError(
+                        f"the {name} is not finite at step {step}; the last checkpoint is kept "
+                        "(a smaller optim.learning_rate or optim.grad_clip_norm usually helps)"
+                    )
+        self._unchecked = []
+
+    def empty(self) -> dict[str, float]:
+        """Means since the last call; raises what `check` does."""
+        self.check()
         means = {} if self._sums is None else self._sums.compute()
-        self._sums, self._totals = None, []
+        self._sums = None
         return {
             name if name == "grad_norm" else f"loss/{name}": float(value)
             for name, value in means.items()
@@ -167,9 +174,11 @@ def run_loop(
                 )
                 writer.write_scalars(step, scalars)
             dice = None
-            if step == last or step % config.eval_every_steps == 0:
-                dice = validate(step, state, validation, writer, progress)
-            if stop or dice is not None or step % config.checkpoint_every_steps == 0:
+            validates = step == last or step % config.eval_every_steps == 0
+            if stop or validates or step % config.checkpoint_every_steps == 0:
+                window.check()  # what is saved takes the place of an earlier checkpoint
+                if validates:
+                    dice = validate(step, state, validation, writer, progress)
                 checkpoints.save(state, dice)
             if stop:
                 if step < last:
@@ -212,6 +221,10 @@ def check_config(config: Any) -> None:
     check_batch_size(config.batch_size, config.accumulate_steps)
     if config.validation.batch_size < 1:
         raise InputError("config field validation.batch_size: is less than 1")
+    if config.validation.max_cases < 0:
+        raise InputError("config field validation.max_cases: is negative; 0 means all")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"config field seed: {config.seed} is not in 0..2^32-1")
 
 
 def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "LIP"}
 PERCENTILES = (0.5, 99.5)  # of a modality without window
 _FULL = 65535
 _CHUNK = 1 << 24  # bytes
-_MILLIMETRES = {"micron": 1e-3, "meter": 1e3}
+_MILLIMETRES = {1: 1e3, 3: 1e-3}  # by NIfTI's codes for metres and micrometres
 _READ_ERRORS = (OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error)
 _READ_ERRORS += (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 
@@ -53,7 +53,7 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size along each array axis, mm."""
-        unit = _MILLIMETRES.get(self.header.get_xyzt_units()[0], 1.0)
+        unit = _MILLIMETRES.get(int(self.header["xyzt_units"]) & 7, 1.0)
         return tuple(unit * float(size) for size in nib.affines.voxel_sizes(self.affine))
 
     def offset(self, other: "Grid") -> float:

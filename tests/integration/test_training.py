@@ -91,11 +91,42 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(unet_config,
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize("broken", ["total", "grad_norm"])
+def test_a_diverged_state_never_takes_the_place_of_a_checkpoint(
+    unet_config, tmp_path, monkeypatch, broken
+):
+    unet_config.update(num_steps=40, log_every_steps=40, checkpoint_every_steps=10)
+    unet_config.eval_every_steps = 100
+    compiled = trainer.compile_train_step
+
+    def diverging(*arguments):
+        train_step = compiled(*arguments)
+
+        def step(state, batch):
+            state, terms = train_step(state, batch)
+            wrong = np.nan if int(state.step) == 15 else 1.0
+            return state, terms | {broken: wrong * terms[broken]}
+
+        return step
+
+    monkeypatch.setattr(trainer, "compile_train_step", diverging)
+    with pytest.raises(FloatingPointError, match="not finite at step 15"):
+        trainer.train(unet_config, str(tmp_path))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["10"]
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("num_steps", 0), ("ema_decay", 1.0), ("batch_size", 0)]
+    ("field", "value"),
+    [
+        ("num_steps", 0),
+        ("ema_decay", 1.0),
+        ("batch_size", 0),
+        ("seed", -1),
+        ("validation.max_cases", -1),
+    ],
 )
 def test_impossible_values_name_their_field(tiny_config, tmp_path, field, value):
-    tiny_config[field] = value
+    tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=field):
         trainer.train(tiny_config, str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -176,6 +176,10 @@ def test_spacing_is_in_millimetres(tmp_path, scan):
     nib.save(image, tmp_path / "a.nii.gz")
     _, grid = volumes.read_labels(tmp_path / "a.nii.gz")
     assert grid.spacing == pytest.approx((0.8e-3, 1.5e-3, 4e-3))
+    image.header["xyzt_units"] = 66  # millimetres, and a unit of time that no standard knows
+    nib.save(image, tmp_path / "b.nii.gz")
+    _, grid = volumes.read_labels(tmp_path / "b.nii.gz")
+    assert grid.spacing == pytest.approx((0.8, 1.5, 4))
 
 
 def test_what_is_no_volume_is_refused_by_name(tmp_path, scan):

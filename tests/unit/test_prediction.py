@@ -105,6 +105,21 @@ def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
     assert all(entry["members"] in (11, 12) for entry in entries)
 
 
+def test_calls_for_parts_of_a_folder_add_up(tiny_model, tmp_path):
+    segmenter = Segmenter(tiny_model)
+    images = find(folder_of(tmp_path / "scans", "a.png", "b.png"), segmenter)
+    settings = segmenter.choose(steps=0)
+
+    def listed(case):
+        part = {case: images[case]}
+        prediction.predict(segmenter, part, tmp_path / "out", settings, ("mask",))
+        return set(json.loads((tmp_path / "out" / "run.json").read_text())["cases"])
+
+    assert listed("a") == {"a"} and listed("b") == {"a", "b"}
+    (tmp_path / "out" / "a.png").unlink()
+    assert listed("b") == {"b"}
+
+
 def test_a_damaged_list_of_what_is_done_is_made_anew(run, tmp_path):
     run()
     for text in ("{", "[]", "{}"):

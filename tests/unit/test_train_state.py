@@ -74,8 +74,17 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.0], atol=1e-4)
 
 
+def test_a_constant_rate_needs_no_warm_up():
+    params, gradients = {"a": {"bias": jnp.zeros(1)}}, {"a": {"bias": jnp.ones(1)}}
+    settings = optim(schedule="constant", warmup_steps=0, learning_rate=0.5)
+    for n in (1, 7):
+        change = first_update(settings, params, gradients, n)
+        np.testing.assert_allclose(change["a"]["bias"], -0.5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("learning_rate", 0.0), ("grad_clip_norm", -1.0), ("schedule", "step")]
+    ("field", "value"),
+    [("learning_rate", 0.0), ("grad_clip_norm", -1.0), ("schedule", "step"), ("warmup_steps", -1)],
 )
 def test_impossible_settings_name_their_field(field, value):
     with pytest.raises(InputError, match=f"optim.{field}"):
