@@ -62,8 +62,7 @@ def write_into(document: Path, name: str, text: str) -> None:
     _, closing, after = rest.partition(end)
     if not mark or not closing:
         raise InputError(f"{document}: has no lines {begin.strip()} and {end}")
-    with atomic.replacing(document) as temporary:
-        temporary.write_text(f"{before}{begin}{text}\n{end}{after}")
+    atomic.write_text(document, f"{before}{begin}{text}\n{end}{after}")
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -73,8 +72,9 @@ def _markdown(head: list[str], lines: list[list[str]]) -> str:
 
 def _scores(rows: list[Row], models: list[str]) -> str:
     titles = [title for _, title, _ in METRICS]
-    head = ["model", "seeds", titles[0], f"minus {models[0]}", *titles[1:], *DOUBT]
-    head.insert(-2, "unbiased GED")
+    ged, *doubt = DOUBT
+    head = ["model", "seeds", titles[0], f"minus {models[0]}", *titles[1:]]
+    head += [ged, "unbiased GED", *doubt]
     groups = [[row for row in rows if row["model"] == model] for model in models]
     lines = [_score_cells(group, groups[0]) for group in groups if group]
     return _markdown(head, lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.catalogue import Catalogue, names
-from medsegdiff_jax.atomic import replacing
+from medsegdiff_jax import atomic
 from medsegdiff_jax.progress import progress
 
 
@@ -28,8 +28,7 @@ def digests(catalogue: Catalogue, memo: Path, threads: int) -> dict[Path, str]:
         with ThreadPoolExecutor(threads) as pool:
             work = pool.map(_digest, files)
             found = list(progress(work, len(files), "hashing", "file"))
-        with replacing(note) as temporary:
-            temporary.write_text(json.dumps(found))
+        atomic.write_text(note, json.dumps(found))
     return dict(zip(files, found, strict=True))
 
 

@@ -44,9 +44,8 @@ def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> No
 def write_classes(output: Path, task: Task) -> None:
     """dataset.json with the classes of pictures."""
     classes = dict(zip(task.classes, task.label_values, strict=True))
-    with atomic.replacing(output / "dataset.json") as temporary:
-        fields = {"classes": classes, "exclusive": task.exclusive}
-        temporary.write_text(json.dumps(fields, indent=2) + "\n")
+    fields = {"classes": classes, "exclusive": task.exclusive}
+    atomic.write_text(output / "dataset.json", json.dumps(fields, indent=2) + "\n")
 
 
 def check_count(count: int | None, split: str, total: int) -> int:

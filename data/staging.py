@@ -279,8 +279,7 @@ def with_windows(
         note = folder / f"windows_{hash_tree(training)[:32]}.json"
         if not note.is_file():
             windows = _foreground_windows(catalogue, threads)
-            with atomic.replacing(note) as temporary:
-                temporary.write_text(json.dumps(windows))
+            atomic.write_text(note, json.dumps(windows))
         modalities = tuple(
             Modality(one.name, tuple(window)) if one.name == "CT" and one.window is None else one
             for one, window in zip(task.modalities, json.loads(note.read_text()), strict=True)

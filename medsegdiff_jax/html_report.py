@@ -100,8 +100,7 @@ def write(
             for number, (title, body) in enumerate(sections)
         ),
     )
-    with atomic.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    atomic.write_text(path, text)
 
 
 def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

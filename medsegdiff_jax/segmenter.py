@@ -136,6 +136,7 @@ class Segmenter:
         self._process = process.build(config.diffusion, loaded.task)
         self.params = jax.device_put(loaded.params, replicated(sampling_mesh(1)))
         self._compiled: dict[tuple, tuple[Mesh, denoiser.SegmentFn]] = {}
+        self._paths: dict[tuple, denoiser.PathFn] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Segmenter":
@@ -338,9 +339,14 @@ class Segmenter:
         return self._compiled[key]
 
     def _path_fn(self, settings: Settings, mesh: Mesh) -> denoiser.PathFn:
-        how = {"steps": settings.steps, "sampler": settings.sampler}
-        trace = denoiser.make_path_fn(self._model, self._process, **how)
-        return jax.jit(trace, out_shardings=replicated(mesh), compiler_options=compiler_options())
+        """The compiled path of one member, once per mesh, steps and sampler."""
+        key = (mesh.axis_sizes, settings.steps, settings.sampler)
+        if key not in self._paths:
+            how = {"steps": settings.steps, "sampler": settings.sampler}
+            trace = denoiser.make_path_fn(self._model, self._process, **how)
+            options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+            self._paths[key] = jax.jit(trace, **options)
+        return self._paths[key]
 
     def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:
         """[H, W, C] -> [S, S, C] float32, exactly as the training data were prepared."""

@@ -126,8 +126,7 @@ def train(config: Any, workdir: str) -> TrainState:
         state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
         if hosts.is_first():
             table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-            with atomic.replacing(Path(workdir) / "parameters.txt") as temporary:
-                temporary.write_text(table + "\n")
+            atomic.write_text(Path(workdir) / "parameters.txt", table + "\n")
         step_fn = make_train_step(model, diffusion, objective, optimizer, config)
         train_step = compile_train_step(step_fn, mesh, state)
         writer = MetricWriter(workdir, int(state.step)) if hosts.is_first() else NoWriter()
@@ -255,8 +254,7 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
     hosts.wait_for_all("config checked")
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path) as temporary:
-            temporary.write_text(json.dumps(metadata, indent=2) + "\n")
+        atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
     hosts.wait_for_all("config written")
     return metadata
 

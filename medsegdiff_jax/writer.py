@@ -31,8 +31,7 @@ class MetricWriter:
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _is_until(line, start_step)]
-            with atomic.replacing(self._path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
+            atomic.write_text(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
         self._events = tensorboardX.SummaryWriter(
             str(workdir), purge_step=start_step + 1 if start_step else None
