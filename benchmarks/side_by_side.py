@@ -46,7 +46,7 @@ def row(models: dict[str, Path], case: str) -> list[tuple[str, np.ndarray]]:
         title = f"{name}: {metrics.dice(mask, reference):.3f}"
         cells.append((title, report.overlay(image, mask[..., None], None)))
     doubt = imaging.read_image(picture(next(iter(models.values())), case, "_uncertainty"))
-    return [*cells, ("uncertainty", report.to_display(doubt))]
+    return [*cells, ("uncertainty", report.grey(doubt[..., 0] / 255))]
 
 
 def main(argv: list[str]) -> None:

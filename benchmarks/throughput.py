@@ -190,7 +190,7 @@ class Subject:
         function = denoiser.make_segment_fn(
             self.model, self.process, **{name: sampling[name] for name in names}
         )
-        mesh = sampling_mesh(self.batch)
+        mesh = sampling_mesh(self.batch, jax.devices())
         segment = denoiser.compile_segment_fn(function, mesh, sampling.members)
         params = jax.device_put(self._params(), replicated(mesh))
         image = jax.device_put(self.image, on_data(mesh))

@@ -36,7 +36,7 @@ class Validation:
         if not len(dataset.sources["validation"]):
             raise InputError(f"{dataset.name}: no case for validation")
         self._settings, self._dataset = config.validation, dataset
-        self._mesh = sampling_mesh(self._settings.batch_size)
+        self._mesh = sampling_mesh(self._settings.batch_size, jax.devices())
         self._seed = np.uint32(config.seed)
         fusion.check_method(self._settings.fusion, model.encode_segments)
         sampling = {name: self._settings[name] for name in ("steps", "sampler", "member_chunk")}
@@ -122,12 +122,11 @@ def _picture_rows(
     """One [H, 4 W, 3] uint8 row per real case."""
     rows = []
     for case in np.flatnonzero(batch["valid"]):
-        grey = [
-            report.foreground(batch["mask"][case], task),
-            report.foreground(probability[case], task),
-            doubt[case],
-        ]
-        panels = [report.to_display(batch["image"][case])]
-        panels += [report.to_display(report.to_byte(panel)[..., None]) for panel in grey]
+        reference, found = batch["mask"][case], probability[case]
+        image = batch["image"][case]
+        middle = image.shape[-1] // task.image_channels // 2 * task.image_channels
+        panels = [report.to_display(image[..., middle : middle + task.image_channels])]
+        panels += [report.grey(report.foreground(mask, task)) for mask in (reference, found)]
+        panels.append(report.grey(doubt[case]))
         rows.append(np.concatenate(panels, axis=1))
     return rows

@@ -167,7 +167,7 @@ def _uncertainty(found: Mapping[str, Any]) -> str:
     tables = (
         _scores(found["classes"], "Samples against every rater, and against each other."),
         _scores(found["rater_dice"], "Dice of each rater against the majority of all."),
-        _nested(found["calibration"], "pixels", "Probabilities against the raters."),
+        _nested(found["calibration"], "region", "Probabilities against the raters."),
         _nested(found["ranking"], "score", "How well a score of doubt ranks the errors of cases."),
     )
     return "\n".join(table for table in tables if table)

@@ -7,12 +7,14 @@ et al. 2020). A sharded step gathers the parameters, computes, and scatters the 
 each device updates the part that it holds.
 
 Sampling needs no exchange at all: cases are split along "data", ensemble members along "model".
+Validation does so on all devices, a `Segmenter` on those of its process, for images of its own.
 
 What the compiler is told about these devices stands here, too (`compiler_options`).
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -39,26 +41,24 @@ def training_mesh(model_shards: int) -> Mesh:
         raise InputError(
             f"config field model_shards: {model_shards} does not divide the {devices} devices"
         )
-    return _mesh(model_shards)
+    return _mesh(jax.devices(), model_shards)
 
 
-def sampling_mesh(cases: int) -> Mesh:
-    """All devices; as many along "data" as divide a batch of `cases`, the others along "model"."""
-    devices = jax.device_count()
-    return _mesh(devices // math.gcd(cases, devices))
+def sampling_mesh(cases: int, devices: Sequence[jax.Device]) -> Mesh:
+    """As many along "data" as divide a batch of `cases`, the others along "model"."""
+    return _mesh(devices, len(devices) // math.gcd(cases, len(devices)))
 
 
-def even_batch(cases: int) -> int:
+def even_batch(cases: int, devices: int) -> int:
     """The least batch, from `cases` on, that as many devices as possible can share evenly."""
-    devices = jax.device_count()
     along_data = max(n for n in range(1, min(cases, devices) + 1) if devices % n == 0)
     return -(-cases // along_data) * along_data
 
 
-def _mesh(along_model: int) -> Mesh:
+def _mesh(devices: Sequence[jax.Device], along_model: int) -> Mesh:
     """XLA propagates the shardings (Auto)."""
-    shape = (jax.device_count() // along_model, along_model)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    shape, auto = (len(devices) // along_model, along_model), (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -64,8 +64,8 @@ def to_byte(values: np.ndarray) -> np.ndarray:
 def to_display(image: np.ndarray) -> np.ndarray:
     """Turns an image of any kind into uint8 RGB for a screen.
 
-    8-bit images are kept. Others use a few of their many levels, so their 0.5th and 99.5th
-    percentiles become black and white.
+    Bright 8-bit images are kept. Others use a few of their many levels, or, as in fluorescence
+    microscopy, the lowest: their 0.5th and 99.5th percentiles become black and white.
 
     Args:
       image: [H, W, C] uint8, uint16 or float; C other than 1 or 3 shows its first channel.
@@ -75,10 +75,15 @@ def to_display(image: np.ndarray) -> np.ndarray:
     """
     if image.shape[-1] not in (1, 3):
         image = image[..., :1]
-    if image.dtype != np.uint8:
-        low, high = np.percentile(image, (0.5, 99.5))
+    low, high = np.percentile(image, (0.5, 99.5))
+    if image.dtype != np.uint8 or low < high < 128:
         image = to_byte((image.astype(np.float32) - low) / max(high - low, 1e-12))
     return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    """Paints values [H, W] in [0, 1] as uint8 RGB, 0 black and 1 white."""
+    return np.repeat(to_byte(values)[..., None], 3, axis=-1)
 
 
 def regions_of(labels: np.ndarray, task: Task) -> np.ndarray:
@@ -106,7 +111,7 @@ def overlay(image: np.ndarray, regions: np.ndarray, uncertainty: np.ndarray | No
     Args:
       image: [H, W, C], any kind that `to_display` takes.
       regions: bool [H, W, classes].
-      uncertainty: [H, W] in [0, 1] or None; its opacity is 0.75 at 1.
+      uncertainty: [H, W] in [0, 1] or None; its opacity is 0.5 at 1.
 
     Returns:
       uint8 [H, W, 3]. Lines are about 1/250 of the shorter side wide, with a dark rim, so that they
@@ -114,7 +119,7 @@ def overlay(image: np.ndarray, regions: np.ndarray, uncertainty: np.ndarray | No
     """
     picture = to_display(image).astype(np.float32)
     if uncertainty is not None:
-        opacity = 0.75 * np.clip(uncertainty, 0.0, 1.0)[..., None]
+        opacity = 0.5 * np.clip(uncertainty, 0.0, 1.0)[..., None]
         picture += opacity * (UNCERTAINTY_COLOR - picture)
     radius = max(1, round(min(image.shape[:2]) / 500))
     for index in range(regions.shape[-1]):
@@ -181,8 +186,8 @@ def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarra
         labels = imaging.mask_to_labels(fusion.decide(chance, task), task)
         # Two standard deviations from black to grey and from grey to white.
         noise = imaging.resize_probability(np.clip(0.5 + noisy[..., -1:] / 4, 0, 1), size)[..., 0]
-        grey = [np.repeat(to_byte(g)[..., None], 3, -1) for g in (noise, foreground(chance, task))]
-        frames.append(np.hstack([*grey, overlay(small, regions_of(labels, task), None)]))
+        outlined = overlay(small, regions_of(labels, task), None)
+        frames.append(np.hstack([grey(noise), grey(foreground(chance, task)), outlined]))
     return frames
 
 

@@ -134,7 +134,9 @@ class Segmenter:
         self._size = config.data.image_size
         self._model = networks.build(config.model, loaded.task, self._size)
         self._process = process.build(config.diffusion, loaded.task)
-        self.params = jax.device_put(loaded.params, replicated(sampling_mesh(1)))
+        self._devices = jax.local_devices()
+        whole = replicated(sampling_mesh(1, self._devices))
+        self.params = jax.device_put(loaded.params, whole)
         self._compiled: dict[tuple, tuple[Mesh, denoiser.SegmentFn]] = {}
         self._paths: dict[tuple, denoiser.PathFn] = {}
 
@@ -250,7 +252,7 @@ class Segmenter:
         """
         ensembles = (self._new_ensemble(*case, settings) for case in cases)
         draw = self._drawing(settings, keep_path)
-        for ensemble in draw_all(ensembles, draw, even_batch(settings.batch_size)):
+        for ensemble in draw_all(ensembles, draw, self._batch(settings)):
             result = self._result(ensemble, settings)
             if keep_members:
                 members = self._all_labels(ensemble.members, ensemble.image.shape[:2])
@@ -268,7 +270,7 @@ class Segmenter:
         mesh, segment = self._segment_fn(settings)
         trace = self._path_fn(settings, mesh) if keep_path else None
         params = jax.device_put(self.params, replicated(mesh))
-        size, ended = even_batch(settings.batch_size), time.perf_counter()
+        size, ended = self._batch(settings), time.perf_counter()
 
         def draw(group: Group) -> Callable[[], None]:
             padded = group + [group[-1]] * (size - len(group))
@@ -328,7 +330,7 @@ class Segmenter:
         """The compiled ensemble for these settings, and its mesh."""
         fields = ("steps", "sampler", "member_chunk", "mirror")
         chosen = {field: getattr(settings, field) for field in fields}
-        mesh = sampling_mesh(even_batch(settings.batch_size))
+        mesh = sampling_mesh(self._batch(settings), self._devices)
         members = settings.drawn_at_once
         if settings.tolerance:
             members += -members % mesh.shape["model"]  # the devices draw these anyway
@@ -337,6 +339,9 @@ class Segmenter:
             fn = denoiser.make_segment_fn(self._model, self._process, **chosen)
             self._compiled[key] = mesh, denoiser.compile_segment_fn(fn, mesh, members)
         return self._compiled[key]
+
+    def _batch(self, settings: Settings) -> int:
+        return even_batch(settings.batch_size, len(self._devices))
 
     def _path_fn(self, settings: Settings, mesh: Mesh) -> denoiser.PathFn:
         """The compiled path of one member, once per mesh, steps and sampler."""

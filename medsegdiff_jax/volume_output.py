@@ -6,6 +6,7 @@ each result in 8 bits, so memory does not grow with classes that are not saved; 
 decision "dice" is about the volume as a whole and needs all its probabilities.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -175,7 +176,7 @@ class _Volume:
         """Takes the result of the next slice; returns whether it was the last."""
         area = int(np.count_nonzero(result.mask))
         if self._largest is None or area > max(self._areas):
-            self._largest = result
+            self._largest = dataclasses.replace(result, image=self.slices[self._done])
         self._areas.append(area)
         self._put("mask", 0, result.mask)
         if "probability" in self._save or self._how.decision != "probable":

@@ -1,4 +1,4 @@
-"""Two processes that train together on this machine, as two hosts would."""
+"""Two processes that work together on this machine, as two hosts would."""
 
 import json
 import os
@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from medsegdiff_jax.segmenter import Segmenter
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -27,24 +30,19 @@ def losses(workdir):
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
-def run_together(flags, count):
-    """Starts `count` processes of train.py that join each other; returns what they said."""
-    port = free_port()
+def run_together(commands):
+    """Starts processes of Python with these arguments; returns what they said."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "ignore"}
     processes = [
         subprocess.Popen(
-            [
-                *(sys.executable, "train.py", *flags),
-                *(f"--coordinator=localhost:{port}", f"--num_processes={count}"),
-                f"--process_id={index}",
-            ],
+            [sys.executable, *command],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for command in commands
     ]
     try:
         outcomes = [process.communicate(timeout=300) for process in processes]
@@ -58,8 +56,9 @@ def run_together(flags, count):
 
 def test_two_processes_train_as_one_and_one_goes_on_alone(train, train_flags, tmp_path):
     assert train(tmp_path / "one", *FLAGS).code == 0
-    together = (*train_flags, f"--workdir={tmp_path / 'two'}", *FLAGS)
-    outcomes = run_together(together, 2)
+    together = ("train.py", *train_flags, f"--workdir={tmp_path / 'two'}", *FLAGS)
+    join = (f"--coordinator=localhost:{free_port()}", "--num_processes=2")
+    outcomes = run_together([(*together, *join, f"--process_id={i}") for i in range(2)])
     assert "step 6/6" in outcomes[0][1] and "step" not in outcomes[1][1]
     alone, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     steps = [1, 2, 3, 3, 4, 5, 6, 6]  # with validation at 3 and 6
@@ -73,6 +72,30 @@ def test_two_processes_train_as_one_and_one_goes_on_alone(train, train_flags, tm
     # The checkpoint of two is restored by one.
     done = train(tmp_path / "two", *FLAGS, "--config.num_steps=8")
     assert done.code == 0 and "resuming at step 6" in done.stderr
+
+
+SEGMENTING = """
+import sys
+import numpy as np
+from medsegdiff_jax import hosts
+coordinator, process, checkpoint, folder = sys.argv[1:]
+hosts.initialize("on", coordinator, 2, int(process))
+from medsegdiff_jax.segmenter import Segmenter
+images = np.load(f"{folder}/images_{process}.npy")
+np.save(f"{folder}/found_{process}.npy", Segmenter.load(checkpoint)(images).probability)
+"""
+
+
+def test_each_of_two_processes_segments_images_of_its_own(trained, tmp_path):
+    rng, segmenter = np.random.default_rng(0), Segmenter.load(trained)
+    given = [rng.integers(0, 256, (count, 20, 28, 3), np.uint8) for count in (1, 3)]
+    for process, images in enumerate(given):
+        np.save(tmp_path / f"images_{process}.npy", images)
+    shared = ("-c", SEGMENTING, f"localhost:{free_port()}")
+    run_together([(*shared, str(process), str(trained), str(tmp_path)) for process in range(2)])
+    for process, images in enumerate(given):
+        found = np.load(tmp_path / f"found_{process}.npy")
+        np.testing.assert_allclose(found, segmenter(images).probability, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from medsegdiff_jax import decision, metrics, prediction
+from medsegdiff_jax import (
+    decision,
+    imaging,
+    metrics,
+    prediction,
+    report,
+    volume_output,
+    volumes,
+)
 from medsegdiff_jax.segmenter import Segmenter
 
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])  # axes grow to the left, posterior, superior (LPS)
@@ -141,6 +149,19 @@ def test_from_scans_to_scores_per_volume(command, trained, held_out, tmp_path):
         expected = metrics.hd95(mask == value, reference == value, (1.5, 1.5, 3.0))
         assert row["hd95"]["mean"] == pytest.approx(expected, abs=1e-6)
         assert row["dice"]["mean"] > 0.6
+
+
+def test_pictures_show_the_slice_itself_and_not_those_beside_it(trained, held_out):
+    segmenter = Segmenter.load(trained)
+    cases = volume_output.find(held_out, None, segmenter.task)
+    (files,) = volume_output.segment(segmenter, cases, segmenter.choose(), ("mask",))
+    ((path,),) = cases.values()
+    scan, grid = volumes.read_image((path,), 1)
+    slices = volumes.to_slices(volumes.to_stored(scan, segmenter.task.modalities), grid, "axial")
+    size = files.pictures.image.shape[:2]
+    shown = [report.to_display(imaging.resize_image(one, size)).astype(int) for one in slices]
+    distance = [np.abs(files.pictures.image - one).max() for one in shown]
+    assert min(distance) <= 1  # levels of 255; one that is drawn before it is resized differs
 
 
 def test_a_volume_is_decided_by_its_expected_dice(command, trained, held_out, tmp_path):

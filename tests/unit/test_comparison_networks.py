@@ -104,7 +104,7 @@ def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     diffusion = process.build(base.get_config(name).diffusion, BINARY)
     settings = {"steps": 2, "sampler": "ddpm", "member_chunk": 1, "mirror": True}
     ensemble = denoiser.make_segment_fn(model, diffusion, **settings)
-    segment = denoiser.compile_segment_fn(ensemble, sampling_mesh(3), members=1)
+    segment = denoiser.compile_segment_fn(ensemble, sampling_mesh(3, jax.devices()), members=1)
     image, case = inputs()[0], jnp.arange(3, dtype=jnp.uint32)
     others = (case, np.uint32(0), jnp.array([0, 2, 4], jnp.int32))
     drawn = segment(params, image, *others)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medsegdiff_jax import evaluator, metrics
+from medsegdiff_jax import evaluator, metrics, report
 from medsegdiff_jax.types import Task
 
 ONE_HOT = Task(("a", "b"), (1, 2), True, 1)
@@ -43,3 +43,13 @@ def test_rightly_empty_counts_as_one_and_wrongly_empty_as_nothing():
     assert evaluator.score([[(empty, empty), (full, full), (empty, full)]], BINARY)[
         "dice"
     ] == pytest.approx(2 * 4 / (4 + 8))
+
+
+def test_pictures_show_the_slice_in_the_middle_of_those_beside_it():
+    """Two slices on each side, two modalities each: channel 4 is the first of the middle one."""
+    task = Task(("lesion",), (1,), True, 2)
+    image = np.random.default_rng(0).random((1, 6, 6, 10), np.float32)
+    blank = np.zeros((1, 6, 6, 1), np.float32)
+    batch = {"valid": np.array([True]), "image": image, "mask": blank}
+    (row,) = evaluator._picture_rows(batch, blank, blank[..., 0], task)
+    np.testing.assert_array_equal(row[:, :6], report.to_display(image[0, ..., 4:5]))

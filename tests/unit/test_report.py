@@ -49,7 +49,7 @@ def test_overlay_tints_what_is_uncertain_and_nothing_else():
     doubt = np.zeros((32, 32), np.float32)
     doubt[:16] = 1.0
     picture = report.overlay(image, np.zeros((32, 32, 1), bool), doubt)
-    expected = 100 + 0.75 * (report.UNCERTAINTY_COLOR - 100)
+    expected = 100 + 0.5 * (report.UNCERTAINTY_COLOR - 100)
     np.testing.assert_allclose(picture[:16], np.broadcast_to(expected, (16, 32, 3)), atol=1)
     assert (picture[16:] == 100).all()
 
@@ -61,11 +61,15 @@ def test_a_region_at_the_edge_of_the_picture_is_not_outlined_there():
     assert not changed[:, 0].any() and changed[:, 15].all()
 
 
-def test_to_display_stretches_deep_images_and_keeps_bytes():
+def test_to_display_stretches_deep_and_dark_images_and_keeps_bright_bytes():
     ramp = np.linspace(3000, 9000, 256).astype(np.uint16).reshape(16, 16, 1)
     shown = report.to_display(ramp)
     assert shown.shape == (16, 16, 3) and shown.min() == 0 and shown.max() == 255
     assert (report.to_display(np.full((4, 4, 1), 7, np.uint8)) == 7).all()
+    bright, dark = (np.arange(top, dtype=np.uint8).reshape(8, -1, 1) for top in (200, 40))
+    assert (report.to_display(bright) == bright).all()
+    shown = report.to_display(dark)
+    assert shown.min() == 0 and shown.max() == 255
     constant = report.to_display(np.full((4, 4, 2), 0.3, np.float32))
     assert constant.shape == (4, 4, 3) and constant.dtype == np.uint8
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -54,7 +55,9 @@ def recorded(segmenter, monkeypatch):
     rows = (ramp, steep, 0.2 + 0.5 * ramp)
     members = np.stack([np.tile(row, (16, 1)) for row in rows])[..., None]
     recorder = Recorder(members)
-    monkeypatch.setattr(segmenter, "_segment_fn", lambda settings: (sampling_mesh(1), recorder))
+    monkeypatch.setattr(
+        segmenter, "_segment_fn", lambda settings: (sampling_mesh(1, jax.devices()), recorder)
+    )
     return recorder
 
 
@@ -173,7 +176,7 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
             ]
             return Drawn(np.stack(members), None)
 
-        return sampling_mesh(1), draw
+        return sampling_mesh(1, jax.devices()), draw
 
     monkeypatch.setattr(segmenter, "_segment_fn", drawing)
     cases = [(name, image) for name, image in zip("abcde", images, strict=True)]
