@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         print(uncertainty_scoring.format_table(result.uncertainty))
     if result.unscored:
         print(f"{len(result.unscored)} references have no prediction and were not scored")
-    print(f"wrote {', '.join(written)} to {_OUTPUT.value}")
+    print(f"wrote {', '.join(written)} to {_OUTPUT.value}; the report says what each number means")
 
 
 def _spacing(words: list[str] | None) -> tuple[float, float] | None:

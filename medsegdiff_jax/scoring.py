@@ -89,6 +89,7 @@ def evaluate(
     Raises:
       InputError: a missing, unreadable or misfitting file, or an unknown policy.
     """
+    aggregate.check_policy(policy)  # before hours of scoring
     folder = Path(predictions)
     run, task, files = _read_run(folder)
     if task.modalities and spacing is not None:

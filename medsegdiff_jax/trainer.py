@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
 from clu import parameter_overview
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from medsegdiff_jax import (
@@ -122,7 +123,12 @@ def train(config: Any, workdir: str) -> TrainState:
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
     validation = Validation(config, dataset, model, diffusion)
     metadata = prepare_workdir(config, dataset, Path(workdir))
-    with Checkpoints(workdir, metadata) as checkpoints, jax.set_mesh(mesh):
+    # SIGTERM is also waited for while the last checkpoint is still being written.
+    with (
+        termination() as terminated,
+        Checkpoints(workdir, metadata) as checkpoints,
+        jax.set_mesh(mesh),
+    ):
         state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
         if hosts.is_first():
             table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -131,36 +137,46 @@ def train(config: Any, workdir: str) -> TrainState:
         train_step = compile_train_step(step_fn, mesh, state)
         writer = MetricWriter(workdir, int(state.step)) if hosts.is_first() else NoWriter()
         with closing(writer):
+            batches = batches_after(int(state.step), config, dataset, mesh)
             return run_loop(
-                config, dataset, mesh, state, train_step, validation, checkpoints, writer
+                config, state, batches, train_step, validation, checkpoints, writer, terminated
             )
 
 
-def run_loop(
-    config: Any,
-    dataset: Dataset,
-    mesh: Mesh,
-    state: TrainState,
-    train_step: StepFn,
-    validation: Validation,
-    checkpoints: Checkpoints,
-    writer: MetricWriter | NoWriter,
-) -> TrainState:
-    """The loop itself; arguments as made by `train`."""
-    start, last = int(state.step), config.num_steps
-    if start >= last:
-        _log.info("nothing left to train: step %d of %d (num_steps)", start, last)
+def batches_after(
+    step: int, config: Any, dataset: Dataset, mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of the steps that follow `step`, without end, on the devices of the mesh."""
     batches = input_pipeline.train_batches(
         dataset,
         config.data,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
-        start_step=start,
+        start_step=step,
     )
+    return (shard_batch(on_batch(mesh), batch) for batch in batches)
+
+
+def run_loop(
+    config: Any,
+    state: TrainState,
+    batches: Iterator[dict[str, jax.Array]],
+    train_step: StepFn,
+    validation: Validation,
+    checkpoints: Checkpoints,
+    writer: MetricWriter | NoWriter,
+    terminated: Callable[[], bool],
+) -> TrainState:
+    """The loop itself; arguments as made by `train`."""
+    start, last = int(state.step), config.num_steps
+    if start >= last:
+        _log.info("nothing left to train: step %d of %d (num_steps)", start, last)
+    else:
+        _log.info("compiling the training step")
     window = LossWindow()
-    with termination() as terminated, closing(Progress(start, last, config.batch_size)) as progress:
+    with closing(Progress(start, last, config.batch_size)) as progress:
         for step in range(start + 1, last + 1):
-            state, terms = train_step(state, shard_batch(on_batch(mesh), next(batches)))
+            state, terms = train_step(state, next(batches))
             window.add(step, terms)
             progress.step()
             # Asking the other processes each time would make every step wait for them.
@@ -217,6 +233,7 @@ def check_config(config: Any) -> None:
             "config field model.condition_prior: needs diffusion.prediction='x0', "
             f"not {config.diffusion.prediction!r}"
         )
+    networks.check(config.model, config.data.image_size)
     check_batch_size(config.batch_size, config.accumulate_steps)
     if config.validation.batch_size < 1:
         raise InputError("config field validation.batch_size: is less than 1")
@@ -251,6 +268,10 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
                 )
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
+        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
+        for field in sorted(now):
+            if before.get(field) != now[field]:
+                _log.info("from here on %s=%s, not %s", field, now[field], before.get(field))
     hosts.wait_for_all("config checked")
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)

@@ -107,14 +107,19 @@ def score_case(
     )
 
 
+def check_policy(policy: str) -> None:
+    """Raises InputError for an unknown policy."""
+    if policy not in POLICIES:
+        raise InputError(f"empty-mask policy: {policy!r} is not one of {', '.join(POLICIES)}")
+
+
 def apply_policy(score: CaseScore, policy: str = "strict") -> dict[str, float]:
     """Values that count for the case: {"dice", "iou", "hd95"}; NaN = left out.
 
     Raises:
       InputError: unknown policy.
     """
-    if policy not in POLICIES:
-        raise InputError(f"empty-mask policy: {policy!r} is not one of {', '.join(POLICIES)}")
+    check_policy(policy)
     if policy == "strict" and score.prediction_empty and score.reference_empty:
         return {"dice": 1.0, "iou": 1.0, "hd95": 0.0}
     if policy == "strict" and (score.prediction_empty or score.reference_empty):

@@ -26,6 +26,8 @@ NETWORKS: dict[str, type[Generative] | type[Discriminative]] = {
     "swin_unetr": SwinUNETR,
 }
 
+_WIDTHS = {"widths", "condition_widths"}
+
 
 def build(model: Mapping[str, Any], task: Task, image_size: int) -> Generative | Discriminative:
     """Turns config.model into a module for `task`.
@@ -38,29 +40,42 @@ def build(model: Mapping[str, Any], task: Task, image_size: int) -> Generative |
       image_size: side S of the training images.
 
     Raises:
+      InputError: see `check`.
+    """
+    check(model, image_size)
+    given = {**model, "mask_channels": task.mask_channels, "one_hot": task.one_hot}
+    fields = _fields(model["name"], given)
+    fields["dtype"] = dtype_of(fields["dtype"])
+    for name in _WIDTHS & fields.keys():
+        fields[name] = tuple(fields[name])
+    return NETWORKS[model["name"]](**fields)
+
+
+def check(model: Mapping[str, Any], image_size: int) -> None:
+    """What is known to be wrong with config.model before there are data.
+
+    Raises:
       InputError: unknown name or dtype, or S not divisible by what the levels need.
     """
     if model["name"] not in NETWORKS:
         raise InputError(
             f"config field model.name: {model['name']!r} is not one of {', '.join(NETWORKS)}"
         )
-    kind = NETWORKS[model["name"]]
-    given = {**model, "mask_channels": task.mask_channels, "one_hot": task.one_hot}
-    wanted = {field.name for field in dataclasses.fields(kind)} - {"name"}  # Flax's own
-    fields = {name: value for name, value in given.items() if name in wanted}
+    fields = _fields(model["name"], model)
     if fields["dtype"] not in ("float32", "bfloat16"):
         raise InputError(
             f"config field model.dtype: {fields['dtype']!r} is not float32 or bfloat16"
         )
-    fields["dtype"] = dtype_of(fields["dtype"])
-    levels = 0
-    for name in {"widths", "condition_widths"} & fields.keys():
-        fields[name] = tuple(fields[name])
-        levels = max(levels, len(fields[name]))
+    levels = max(len(fields[name]) for name in _WIDTHS & fields.keys())
     multiple = 2 ** (levels - 1) * fields.get("semantic_patch", 1)
-    if image_size % multiple:
+    if image_size < 1 or image_size % multiple:
         raise InputError(
             f"config field data.image_size: {image_size} is not a multiple of {multiple}, "
             "which the levels and patches of this model need"
         )
-    return kind(**fields)
+
+
+def _fields(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the fields that the network of this name takes."""
+    wanted = {field.name for field in dataclasses.fields(NETWORKS[name])} - {"name"}  # Flax's own
+    return {field: value for field, value in given.items() if field in wanted}

@@ -81,6 +81,41 @@ def test_another_config_or_dataset_does_not_resume(unet_config, tmp_path):
         trainer.train(unet_config, str(tmp_path))
 
 
+def test_what_a_resumed_run_does_otherwise_is_said(unet_config, tmp_path, caplog):
+    trainer.train(unet_config, str(tmp_path))
+    unet_config.num_steps = 4
+    unet_config.optim.learning_rate *= 2
+    with caplog.at_level("INFO", logger="medsegdiff_jax"):
+        trainer.train(unet_config, str(tmp_path))
+    rate = unet_config.optim.learning_rate
+    said = [message for message in caplog.messages if message.startswith("from here on")]
+    assert said == [
+        "from here on num_steps=4, not 3",
+        f"from here on optim.learning_rate={rate}, not {rate / 2}",
+    ]
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_before_the_data_are_read(
+    tiny_config, tmp_path
+):
+    tiny_config.data.path = str(tmp_path / "missing")
+    tiny_config.data.image_size = 15
+    with pytest.raises(InputError, match="data.image_size: 15 is not a multiple of"):
+        trainer.train(tiny_config, str(tmp_path / "run"))
+
+
+def test_sigterm_waits_for_the_last_checkpoint(unet_config, tmp_path, monkeypatch):
+    leave = checkpoint.Checkpoints.__exit__
+
+    def interrupted(checkpoints, *error):
+        os.kill(os.getpid(), signal.SIGTERM)
+        leave(checkpoints, *error)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "__exit__", interrupted)
+    trainer.train(unet_config, str(tmp_path))
+    assert "step 3 " in checkpoint.load_model(tmp_path).description
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(unet_config, tmp_path):
     unet_config.num_steps = 40
     unet_config.log_every_steps = 10
