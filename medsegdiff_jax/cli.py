@@ -38,8 +38,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main` under `absl.app.run` and turns user errors into one line and exit status 2.
 
     User errors are `InputError`, a training that diverged (FloatingPointError), flags and config
-    fields that are unknown or of the wrong type, files that are missing or unreadable, and disks
-    that are full or not writable (also when a library reports them in its own exception type).
+    fields that are unknown or of the wrong type, files that are missing or unreadable or whose
+    names are not UTF-8, and disks that are full or not writable (also when a library reports them in its own exception type).
 
     Args:
       main: takes the positional arguments (argv[0] is the program).
@@ -93,6 +93,8 @@ def user_message(error: BaseException) -> str | None:
         if isinstance(link, OSError) and (link.filename is not None or link.errno in _DISK_ERRNOS):
             name = "" if link.filename is None else f"{os.fspath(link.filename)}: "
             return _one_line(f"{name}{link.strerror or link}")
+        if isinstance(link, UnicodeEncodeError) and "surrogates" in link.reason:
+            return _one_line(f"{link.object!a}: a file's name that is not UTF-8")
         # tensorstore and XLA report a full disk as a ValueError or RuntimeError with errno's text.
         text = str(link)
         if any(os.strerror(number) in text for number in _DISK_ERRNOS[:4]):

@@ -55,6 +55,10 @@ def raiser(error):
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.EFBIG, "File too large"), "File too large"),
         (
+            UnicodeEncodeError("utf-8", "a\udcff.png", 1, 2, "surrogates not allowed"),
+            r"'a\udcff.png': a file's name that is not UTF-8",
+        ),
+        (
             ValueError(f"Error writing /x/y: {os.strerror(errno.ENOSPC)}"),
             f"Error writing /x/y: {os.strerror(errno.ENOSPC)}",
         ),
