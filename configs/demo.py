@@ -11,8 +11,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "phantom"
     config.data.image_size = 64
     config.data.cache_dir = "runs/cache"
-    config.model.condition_widths = config.model.widths = (16, 32, 64, 96)
-    config.model.semantic_features = 64
+    config.model.condition_widths = (16, 32, 64, 96)
+    config.model.widths = (8, 16, 32, 48)
+    config.model.semantic_features = 32
     config.num_steps = 800
     config.batch_size = 8
     config.eval_every_steps = 200
