@@ -41,7 +41,7 @@ PARAMETERS = {
     ("base", "swin_unetr", "tiny"): 12_659,
     ("base", "swin_unetr", "small"): 2_611_897,
     ("base", "swin_unetr", "paper"): 23_997_691,
-    ("demo", "medsegdiff_v2", "small"): 1_753_083,
+    ("demo", "medsegdiff_v2", "small"): 964_251,
     ("demo", "unet", "small"): 675_121,
 }
 
