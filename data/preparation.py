@@ -39,7 +39,11 @@ def cache_root(cache_dir: str) -> Path:
 
 @contextlib.contextmanager
 def locked(cache: Path, name: str) -> Iterator[None]:
-    """One program at a time prepares a dataset; another waits, and then may find it prepared."""
+    """One program at a time prepares a dataset; another waits, and then may find it prepared.
+
+    Raises:
+      InputError: a file system without locks.
+    """
     path = cache / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -48,6 +52,10 @@ def locked(cache: Path, name: str) -> Iterator[None]:
         except BlockingIOError:
             _log.info("waiting for another program that prepares the same kind of data (%s)", path)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # Lustre without its option, some NFS
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}); set data.cache_dir to another disk"
+            ) from error
         yield
 
 

@@ -306,7 +306,14 @@ def _foreground_windows(catalogue: Catalogue, threads: int) -> list[list[float]]
     voxels = np.concatenate(list(samples()))
     if not len(voxels):
         raise InputError(f"{catalogue.root}: every training label is empty")
-    return np.percentile(voxels, volumes.PERCENTILES, axis=0).T.tolist()
+    windows = np.percentile(voxels, volumes.PERCENTILES, axis=0).T.tolist()
+    for low, high in windows:
+        if low >= high:
+            raise InputError(
+                f"{catalogue.root}: all labelled voxels have the intensity {low:g}; choose a range "
+                "(data.window)"
+            )
+    return windows
 
 
 def default_threads() -> int:

@@ -39,7 +39,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
     User errors are `InputError`, a training that diverged (FloatingPointError), flags and config
     fields that are unknown or of the wrong type, files that are missing or unreadable or whose
-    names are not UTF-8, and disks that are full or not writable (also when a library reports them in its own exception type).
+    names are not UTF-8, and disks that are full or not writable (also when a library reports them
+    in its own exception type).
 
     Args:
       main: takes the positional arguments (argv[0] is the program).

@@ -124,8 +124,9 @@ def _picture_rows(
     for case in np.flatnonzero(batch["valid"]):
         reference, found = batch["mask"][case], probability[case]
         image = batch["image"][case]
-        middle = image.shape[-1] // task.image_channels // 2 * task.image_channels
-        panels = [report.to_display(image[..., middle : middle + task.image_channels])]
+        own = len(task.modalities) or image.shape[-1]  # channels of the slice itself
+        middle = image.shape[-1] // own // 2 * own
+        panels = [report.to_display(image[..., middle : middle + own])]
         panels += [report.grey(report.foreground(mask, task)) for mask in (reference, found)]
         panels.append(report.grey(doubt[case]))
         rows.append(np.concatenate(panels, axis=1))

@@ -6,6 +6,7 @@ float32); a label map is [H, W] of the integers of its file; a mask is [..., H, 
 
 import functools
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_READ_ERRORS += (TypeError, LookupError, struct.error)  # of damaged TIFF directories
+_ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 274, 262, 0  # TIFF 6.0
 _TO_COLOUR = {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB", "CMYK": "RGB"}
 _TO_COLOUR |= {"YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "1": "L", "LA": "L", "La": "L"}
 
@@ -40,8 +43,16 @@ def _open(path: Path) -> Image.Image:
                 raise InputError(
                     f"{path}: 16-bit colour is not supported; save it as 8-bit or as 16-bit grey"
                 )
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(_ORIENTATION, 1) != 1:  # which Pillow would turn, of TIFF alone
+                raise InputError(
+                    f"{path}: is stored turned or mirrored (TIFF orientation "
+                    f"{tags[_ORIENTATION]}), its mask may not be; save it upright"
+                )
             image.load()
-            return image.copy()
+            copy = image.copy()
+            copy.info["inverted"] = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and copy.mode == "L"
+            return copy
     except InputError:
         raise
     except _READ_ERRORS as error:
@@ -84,7 +95,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
       [H, W, C] with C 1 or 3: uint8, uint16 (16-bit grey) or float32 (float TIFF).
 
     Raises:
-      InputError: unreadable, truncated, several frames, 16-bit colour, or non-finite pixels.
+      InputError: unreadable, truncated, several frames, 16-bit colour, a turned TIFF, or non-finite
+        pixels.
     """
     path = Path(path)
     image = _open(path)
@@ -113,6 +125,8 @@ def read_labels(path: str | os.PathLike) -> np.ndarray:
     """
     path = Path(path)
     image = _open(path)
+    if image.info["inverted"]:  # as displayed, or as stored? Labels are not to be guessed
+        raise InputError(f"{path}: its labels are stored inverted (TIFF, white is zero); save anew")
     if image.mode in ("PA", "LA", "La"):
         pixels = np.asarray(image)[..., 0]
     elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):

@@ -62,7 +62,7 @@ def predict(
     """Segments `cases` and writes each as soon as it is done.
 
     What an earlier call with the same model and settings has finished in `output` is kept; so a run
-    that was interrupted goes on where it was.
+    that was interrupted goes on where it was. Calls at the same time may share the work by lists.
 
     Args:
       segmenter: the model.
@@ -104,11 +104,11 @@ def predict(
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
             if time.monotonic() - listed > LIST_SECONDS:
-                atomic.write_json(folder / "run.json", run)
+                _list(folder, run, cases)
                 listed = time.monotonic()
     finally:
         # Also when an image was unreadable or the run was interrupted: what is done is listed.
-        atomic.write_json(folder / "run.json", run)
+        _list(folder, run, cases)
     if sheet:
         report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
 
@@ -119,6 +119,26 @@ def _check(save: Sequence[str], task: Task, settings: Settings) -> None:
         raise InputError(f"--save: {', '.join(sorted(unknown))!r} is not among {', '.join(SAVE)}")
     if settings.tolerance and task.modalities and "members" in save:
         raise InputError("--save: with --tolerance the slices of a volume differ in their members")
+
+
+def _list(folder: Path, run: Mapping[str, Any], cases: Mapping[str, Any]) -> None:
+    """Writes run.json; what another call has meanwhile listed there of other cases stays."""
+    with atomic.alone(folder):
+        listed = _listed(folder, run).items()
+        others = {case: entry for case, entry in listed if case not in cases}
+        atomic.write_json(folder / "run.json", {**run, "cases": others | run["cases"]})
+
+
+def _listed(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json lists, if it was written with the same model and settings; else nothing."""
+    try:
+        earlier = json.loads((folder / "run.json").read_text())
+        now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
+        if any(earlier[field] != value for field, value in now.items()):
+            return {}
+        return dict(earlier["cases"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def finished(
@@ -138,17 +158,9 @@ def finished(
       cases: case id -> files.
       save: some of SAVE.
     """
-    try:
-        earlier = json.loads((folder / "run.json").read_text())
-        now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
-        if any(earlier[field] != value for field, value in now.items()):
-            return {}
-        entries = earlier["cases"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
     return {
         case: entry
-        for case, entry in entries.items()
+        for case, entry in _listed(folder, run).items()
         if (
             _is_up_to_date(entry, folder, cases[case], save)
             if case in cases

@@ -107,7 +107,7 @@ def check_names(
                     )
                 owner[name] = str(paths[0])
     for path in (path for paths in cases.values() for path in paths):
-        if path.name in owner and path.resolve().parent == folder.resolve():
+        if path.name in owner and path.parent.resolve() == folder.resolve():
             raise InputError(f"{path}: would be replaced by a result; choose another --output")
     if folder.is_dir() and not (folder / "run.json").exists():  # with which every call begins
         for path in folder.iterdir():
@@ -149,7 +149,7 @@ def files_of(
 
 
 def _is_input(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.name.lower().endswith(suffixes) and not path.name.startswith("._")
+    return path.name.lower().endswith(suffixes) and not path.name.startswith(".")
 
 
 def choose(

@@ -107,7 +107,10 @@ def _complete(files: dict[int, Path], modalities: Sequence[Modality]) -> tuple[P
     if missing:
         raise InputError(f"{path}: no file of modality {missing[0]} beside it")
     if len(files) > len(modalities):
-        raise InputError(f"{path}: {len(files)} modalities where the model has {len(modalities)}")
+        raise InputError(
+            f"{path}: {len(files)} modalities where the model has {len(modalities)} (by the "
+            "numbers at the end of the names; if these number cases, name them otherwise)"
+        )
     return tuple(files[number] for number in range(len(modalities)))
 
 
@@ -150,6 +153,11 @@ class _How(NamedTuple):
     decision: str
     temperature: float
 
+    @property
+    def decides(self) -> str:
+        """What the decision is made by; in 8 bits of its own beside a temperature."""
+        return "probability" if self.temperature == 1 else "unscaled"
+
 
 class _Volume:
     """A scan and the results of its slices, as far as they have come."""
@@ -179,9 +187,12 @@ class _Volume:
             self._largest = dataclasses.replace(result, image=self.slices[self._done])
         self._areas.append(area)
         self._put("mask", 0, result.mask)
-        if "probability" in self._save or self._how.decision != "probable":
+        kept = {"probability": result.probability} if "probability" in self._save else {}
+        if self._how.decision != "probable":
+            kept[self._how.decides] = self._unscaled(result.probability)
+        for what, values in kept.items():
             for index, (_, channel) in enumerate(class_channels(self._task)):
-                self._put("probability", index, report.to_byte(result.probability[..., channel]))
+                self._put(what, index, report.to_byte(values[..., channel]))
         if {"uncertainty", "overlay"} & set(self._save):
             self._put("uncertainty", 0, report.to_byte(result.uncertainty))
         if "members" in self._save:
@@ -213,16 +224,16 @@ class _Volume:
 
     def _probable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Where a slice may hold something, [H, W] bool, and the probabilities there, [n, K]."""
-        kept = [stack[index] for stack in self._results["probability"]]
+        kept = [stack[index] for stack in self._results[self._how.decides]]
         inside = np.logical_or.reduce([plane > 0 for plane in kept])
         probability = np.stack([plane[inside] for plane in kept], axis=-1) / np.float32(255)
         if self._task.one_hot:
             background = np.maximum(1 - probability.sum(-1, keepdims=True), 0)
             probability = np.concatenate([background, probability], axis=-1)
-        return inside, self._unscaled(probability)
+        return inside, probability
 
     def _unscaled(self, probability: np.ndarray) -> np.ndarray:
-        """As it was before the temperature, which is not to move a mask."""
+        """As it was before the temperature."""
         if self._how.temperature == 1:
             return probability
         exclusive = self._task.one_hot

@@ -18,7 +18,9 @@ from medsegdiff_jax.types import InputError, Modality, Task
 from medsegdiff_jax.volumes import SUFFIXES, is_volume, stem
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_CT = re.compile(r"(?<![^\W_])CT(?![^\W_])", re.IGNORECASE)  # a word of the modality's name
+# A word of the modality's name, and not "non-CT".
+_CT = re.compile(r"(?<![^\W_])CTA?(?![^\W_])", re.IGNORECASE)
+_NO_CT = re.compile(r"(?<![^\W_])non?[\W_]+CT", re.IGNORECASE)
 _MAX_LABEL = 65535
 _MAX_REGIONS = 16  # bits of a label
 
@@ -78,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent}: has imagesTr/ but no {path.name}, which names its labels")
     try:
-        about = json.loads(path.read_text("utf-8"))
+        about = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:  # neither JSON nor UTF-8
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(about, dict):
@@ -100,7 +102,11 @@ def _modalities(about: Mapping[str, Any], path: Path) -> tuple[Modality, ...]:
     if not channels or sorted(channels) != list(range(len(channels))):
         raise InputError(wanted)
     ordered = (channels[index] for index in range(len(channels)))
-    return tuple(Modality("CT" if _CT.search(name) else name) for name in ordered)
+    return tuple(Modality("CT" if _is_ct(name) else name) for name in ordered)
+
+
+def _is_ct(name: str) -> bool:
+    return bool(_CT.search(name)) and not _NO_CT.search(name)
 
 
 def _task(

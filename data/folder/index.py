@@ -85,13 +85,24 @@ def _case(stem: str, image: Path, raters: dict[str, dict[str, Path]]) -> Case:
 def _declared_task(path: Path) -> Task:
     """Classes and values of `dataset.json`; how many channels, the images will say."""
     try:
-        fields = json.loads(path.read_text("utf-8"))
-        classes = {str(name): int(value) for name, value in fields["classes"].items()}
-        exclusive = bool(fields.get("exclusive", True))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        fields = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    try:
+        classes, exclusive = dict(fields["classes"]), fields.get("exclusive", True)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f'{path}: needs {{"classes": {{"name": label value, ...}}}}') from error
+    if not isinstance(exclusive, bool):
+        raise InputError(f"{path}: exclusive is true or false, not {exclusive!r}")
     values = tuple(classes.values())
-    if not values or min(values) < 1 or max(values) > 65535 or len(set(values)) < len(values):
+    whole = all(type(value) is int for value in values)
+    if (
+        not whole
+        or not values
+        or min(values) < 1
+        or max(values) > 65535
+        or len(set(values)) < len(values)
+    ):
         raise InputError(f"{path}: label values must be different integers in 1..65535")
     if not exclusive and any(value & (value - 1) for value in values):
         raise InputError(f"{path}: overlapping regions need powers of two as label values")

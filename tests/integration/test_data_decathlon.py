@@ -143,19 +143,26 @@ def test_an_nnunet_folder_becomes_batches(nnunet):
     assert dataset.sources["train"][1]["labels"].max() == 1 + 2 + 4
 
 
-def test_ct_gets_one_window_from_the_labelled_voxels(tmp_path):
-    root = tmp_path / "input"
-    write_json(
-        root,
-        {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}},
-    )
-    labels = [picture({block: 1 for block in range(8)})] * 2
-    hu = [picture({0: 50, 1: 60, 2: 70, 3: 80, 4: 90, 5: 100, 6: 110, 7: 150}, rest=-1000)] * 2
+def ct_folder(root, intensities):
+    """Three nnU-Net cases of two slices; these intensities, in HU, are labelled."""
+    fields = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}}
+    write_json(root, fields)
+    labels = [picture(dict.fromkeys(range(len(intensities)), 1))] * 2
+    hu = [picture(dict(enumerate(intensities)), rest=-1000)] * 2
     for number in range(3):
         save(root / "imagesTr" / f"a{number}_0000.nii.gz", [hu], np.int16, number)
         save(root / "labelsTr" / f"a{number}.nii.gz", [labels], np.uint8, number)
-    dataset = load(root)
+    return root
+
+
+def test_ct_gets_one_window_from_the_labelled_voxels(tmp_path):
+    dataset = load(ct_folder(tmp_path / "input", (50, 60, 70, 80, 90, 100, 110, 150)))
     assert dataset.task.modalities[0].window == (50, 150)
+
+
+def test_labelled_voxels_of_one_intensity_make_no_window(tmp_path):
+    with pytest.raises(InputError, match=r"input: all labelled voxels have the intensity 3071;"):
+        load(ct_folder(tmp_path / "input", (3071,) * 8))
 
 
 def strange_label(root):

@@ -144,7 +144,16 @@ REFUSED = {
     "depths": (put("images/b.png", mask().astype(np.uint16)), "{root}/images/b.png is uint16"),
     "rater missing": (missing_rater, "{root}/images/b.png: has no mask in masks_two/"),
     "all empty": (all_empty, "{root}/masks: every mask is empty"),
-    "broken json": (text("dataset.json", '{"classes": '), "{root}/dataset.json: needs"),
+    "broken json": (text("dataset.json", '{"classes": '), "{root}/dataset.json: cannot be read as"),
+    "no classes": (text("dataset.json", '{"labels": {}}'), "{root}/dataset.json: needs"),
+    "fraction": (
+        text("dataset.json", '{"classes": {"a": 1.9}}'),
+        "{root}/dataset.json: label values must be different integers",
+    ),
+    "words for truth": (
+        text("dataset.json", '{"classes": {"a": 1}, "exclusive": "false"}'),
+        "{root}/dataset.json: exclusive is true or false",
+    ),
     "equal values": (
         text("dataset.json", '{"classes": {"a": 1, "b": 1}}'),
         "{root}/dataset.json: label values must be different",

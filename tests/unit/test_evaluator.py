@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medsegdiff_jax import evaluator, metrics, report
-from medsegdiff_jax.types import Task
+from medsegdiff_jax.types import Modality, Task
 
 ONE_HOT = Task(("a", "b"), (1, 2), True, 1)
 BINARY = Task(("lesion",), (1,), True, 1)
@@ -47,7 +47,7 @@ def test_rightly_empty_counts_as_one_and_wrongly_empty_as_nothing():
 
 def test_pictures_show_the_slice_in_the_middle_of_those_beside_it():
     """Two slices on each side, two modalities each: channel 4 is the first of the middle one."""
-    task = Task(("lesion",), (1,), True, 2)
+    task = Task(("lesion",), (1,), True, 10, (Modality("T1"), Modality("T2")))
     image = np.random.default_rng(0).random((1, 6, 6, 10), np.float32)
     blank = np.zeros((1, 6, 6, 1), np.float32)
     batch = {"valid": np.array([True]), "image": image, "mask": blank}

@@ -203,6 +203,27 @@ def test_masks_that_are_no_labels_are_named(tmp_path):
             imaging.read_labels(path)
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 6])
+def test_a_turned_tiff_is_refused_and_an_upright_one_read(tmp_path, orientation):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).save(path, tiffinfo={274: 1})
+    np.testing.assert_array_equal(imaging.read_image(path)[..., 0], pixels)
+    Image.fromarray(pixels).save(path, tiffinfo={274: orientation})
+    for read in (imaging.read_image, imaging.read_labels):
+        with pytest.raises(InputError, match=rf"a\.tif: is stored turned .* {orientation}"):
+            read(path)
+
+
+def test_inverted_labels_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(path, tiffinfo={262: 0})
+    with pytest.raises(InputError, match=r"a\.tif: its labels are stored inverted"):
+        imaging.read_labels(path)
+    Image.fromarray(np.eye(4) > 0).save(path)  # one bit is as it is displayed
+    np.testing.assert_array_equal(imaging.read_labels(path) > 0, np.eye(4) > 0)
+
+
 def test_a_stack_of_frames_is_refused(tmp_path):
     frame = Image.fromarray(GREY)
     frame.save(tmp_path / "stack.tif", save_all=True, append_images=[frame])

@@ -47,6 +47,14 @@ def test_files_that_no_earlier_call_has_written_are_never_replaced(tiny_model, t
     assert [path.name for path in masks.iterdir()] == ["a.png"]
 
 
+def test_a_link_to_an_image_is_not_replaced_either(run, tmp_path):
+    run()
+    (tmp_path / "out" / "d.png").symlink_to(tmp_path / "scans" / "a.png")
+    paths = {"d": (tmp_path / "out" / "d.png",)}
+    with pytest.raises(InputError, match=r"d\.png: would be replaced"):
+        run(cases=paths)
+
+
 @pytest.mark.parametrize("names", [("a.png", "a_overlay.png"), ("b.png", "contact_sheet.jpg")])
 def test_two_results_of_one_name_are_refused_before_anything_is_written(
     tiny_model, tmp_path, names
@@ -66,7 +74,7 @@ def run(tiny_model, tmp_path, monkeypatch):
     segmenter = Segmenter(tiny_model)
     images = find(folder_of(tmp_path / "scans", "a.png", "b.png", "c.png"), segmenter)
 
-    def call(save=("mask", "probability"), **changes):
+    def call(save=("mask", "probability"), cases=images, **changes):
         computed = []
         stream = Segmenter.stream
 
@@ -78,7 +86,7 @@ def run(tiny_model, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Segmenter, "stream", watched)
             settings = segmenter.choose(**changes)
-            prediction.predict(segmenter, images, tmp_path / "out", settings, save)
+            prediction.predict(segmenter, cases, tmp_path / "out", settings, save)
         listed = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
         assert listed.keys() == images.keys()
         return "".join(computed)
@@ -118,6 +126,26 @@ def test_calls_for_parts_of_a_folder_add_up(tiny_model, tmp_path):
     assert listed("a") == {"a"} and listed("b") == {"a", "b"}
     (tmp_path / "out" / "a.png").unlink()
     assert listed("b") == {"b"}
+
+
+def test_calls_at_the_same_time_add_up(tiny_model, tmp_path, monkeypatch):
+    """The second begins and ends while the first segments its only case."""
+    segmenter = Segmenter(tiny_model)
+    images = find(folder_of(tmp_path / "scans", "a.png", "b.png"), segmenter)
+    settings, stream = segmenter.choose(steps=0), Segmenter.stream
+
+    def predict(case):
+        prediction.predict(segmenter, {case: images[case]}, tmp_path / "out", settings, ("mask",))
+
+    def meanwhile(self, cases, *args, **kwargs):
+        monkeypatch.setattr(Segmenter, "stream", stream)
+        predict("b")
+        yield from stream(self, cases, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "stream", meanwhile)
+    predict("a")
+    listed = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
+    assert listed.keys() == {"a", "b"}
 
 
 def test_a_damaged_list_of_what_is_done_is_made_anew(run, tmp_path):

@@ -79,7 +79,7 @@ def test_a_folder_in_the_folder_is_preferred_and_a_list_chooses(tmp_path):
         (
             ONE,
             ("a_0000.nii", "a_0001.nii", "b_0000.nii", "b_0001.nii"),
-            "a_0000.nii: 2 modalities where the model has 1",
+            "a_0000.nii: 2 modalities where the model has 1 ",
         ),
         (ONE, ("a.nii", "a.nii.gz"), "two files for one volume"),
         (ONE, (), r"no image \(.nii.gz, .nii\)"),
@@ -102,7 +102,7 @@ CT = (Modality("CT", (-100.0, 100.0)),)
     ],
 )
 @pytest.mark.parametrize("method", decision.METHODS)
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
 def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temperature):
     rng = np.random.default_rng(0)
     scan = tmp_path / "x.nii.gz"
