@@ -137,7 +137,6 @@ def _report(found: _Found, task: Task, notes: Sequence[str]) -> str:
         raters += f" ({', '.join(catalogue.raters)})"
     empty = sum(not labels.keys() - {0} for _, labels in found.masks())
     lines = [
-        f"data {catalogue.root}",
         "  cases   " + ", ".join(f"{s} {len(c)}" for s, c in catalogue.splits.items()),
         "  images  " + (_volumes_line(facts, task) if task.modalities else _pictures_line(facts)),
         f"  masks   {raters}, {empty} of {len(facts) * len(catalogue.raters)} empty",

@@ -77,12 +77,14 @@ def load(data_config: Any) -> Dataset:
         }
         channels = task.image_channels * (2 * data_config.neighbours + 1)
         task = dataclasses.replace(task, image_channels=channels)
+    where = [word for word in (data_config.variant, data_config.path) if word]
     return Dataset(
         name=data_config.name,
         task=task,
         fingerprint=metadata["fingerprint"],
         image_shape=(*shape[:2], task.image_channels),
-        report=metadata["report"],
+        # Of what is prepared once; a copy of it may lie elsewhere.
+        report=" ".join(["data", data_config.name, *where]) + "\n" + metadata["report"],
         sources=sources,
         empty=metadata["empty"],
     )

@@ -147,7 +147,6 @@ def _report(config: PhantomConfig) -> str:
     task = model.TASKS[config.variant]
     counts = ", ".join(f"{split} {count}" for split, count in model.SPLIT_SIZES.items())
     return (
-        f"data phantom {config.variant}\n"
         f"  cases   {counts}\n"
         f"  images  {task.image_channels} channels, {config.image_size}x{config.image_size} from "
         f"{model.NATIVE_SIZE}x{model.NATIVE_SIZE}\n"

@@ -198,7 +198,7 @@ def test_a_folder_becomes_a_dataset(root):
     expected[2:6, 2:6] = 255  # 3 ... 9 of 12 pixels are 2 ... 6 of 8
     np.testing.assert_array_equal(example["labels"][0], expected)
     assert dataset.report.splitlines() == [
-        f"data {root}",
+        f"data folder {root}",
         "  cases   train 4, validation 1, test 1",
         "  images  6 grey uint8, width 12/12/12, height 12/12/12 (min/median/max)",
         "  masks   1 per case, 0 of 6 empty",
@@ -254,6 +254,9 @@ def test_an_unchanged_folder_is_not_prepared_again(root, monkeypatch):
     again = load(root)
     assert records(root) == before
     assert again.fingerprint == first.fingerprint and again.report == first.report
+    elsewhere = root.with_name("elsewhere")
+    shutil.copytree(root, elsewhere)
+    assert load(elsewhere).report.startswith(f"data folder {elsewhere}\n")
 
 
 def test_any_change_makes_a_new_dataset(root):
