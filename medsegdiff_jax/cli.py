@@ -95,7 +95,8 @@ def user_message(error: BaseException) -> str | None:
             name = "" if link.filename is None else f"{os.fspath(link.filename)}: "
             return _one_line(f"{name}{link.strerror or link}")
         if isinstance(link, UnicodeEncodeError) and "surrogates" in link.reason:
-            return _one_line(f"{link.object!a}: a file's name that is not UTF-8")
+            around = link.object[max(0, link.start - 60) : link.end + 60]
+            return _one_line(f"a name of a file or folder is not UTF-8: {around!a}")
         # tensorstore and XLA report a full disk as a ValueError or RuntimeError with errno's text.
         text = str(link)
         if any(os.strerror(number) in text for number in _DISK_ERRNOS[:4]):

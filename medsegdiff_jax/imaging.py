@@ -7,8 +7,9 @@ float32); a label map is [H, W] of the integers of its file; a mask is [..., H, 
 import functools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,15 +44,10 @@ def _open(path: Path) -> Image.Image:
                 raise InputError(
                     f"{path}: 16-bit colour is not supported; save it as 8-bit or as 16-bit grey"
                 )
-            tags = getattr(image, "tag_v2", {})
-            if tags.get(_ORIENTATION, 1) != 1:  # which Pillow would turn, of TIFF alone
-                raise InputError(
-                    f"{path}: is stored turned or mirrored (TIFF orientation "
-                    f"{tags[_ORIENTATION]}), its mask may not be; save it upright"
-                )
+            photometric = _upright(image, path).get(_PHOTOMETRIC)
             image.load()
             copy = image.copy()
-            copy.info["inverted"] = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and copy.mode == "L"
+            copy.info["inverted"] = photometric == _WHITE_IS_ZERO and copy.mode == "L"
             return copy
     except InputError:
         raise
@@ -63,13 +59,26 @@ def check_image(path: str | os.PathLike) -> None:
     """Looks at the header alone, so that a wrong file is found before hours of work.
 
     Raises:
-      InputError: the file is no image that can be read.
+      InputError: the file is no image that can be read, or a turned TIFF.
     """
     try:
-        with Image.open(path):
-            pass
+        with Image.open(path) as image:
+            _upright(image, Path(path))
+    except InputError:
+        raise
     except _READ_ERRORS as error:
         raise InputError(f"{path}: cannot be read as an image ({reason(error)})") from error
+
+
+def _upright(image: Image.Image, path: Path) -> Mapping[int, Any]:
+    """The tags of a TIFF; InputError if Pillow would turn it, which it does to no other file."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_ORIENTATION, 1) in range(2, 9):
+        raise InputError(
+            f"{path}: is stored turned or mirrored (TIFF orientation {tags[_ORIENTATION]}), its "
+            "mask may not be; save it upright"
+        )
+    return tags
 
 
 def _is_deep(tile: tuple) -> bool:

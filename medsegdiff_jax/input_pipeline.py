@@ -78,13 +78,14 @@ def load(data_config: Any) -> Dataset:
         channels = task.image_channels * (2 * data_config.neighbours + 1)
         task = dataclasses.replace(task, image_channels=channels)
     where = [word for word in (data_config.variant, data_config.path) if word]
+    # Earlier versions stored where the data lay; what is found may be a copy of them.
+    found = [line for line in metadata["report"].splitlines() if not line.startswith("data ")]
     return Dataset(
         name=data_config.name,
         task=task,
         fingerprint=metadata["fingerprint"],
         image_shape=(*shape[:2], task.image_channels),
-        # Of what is prepared once; a copy of it may lie elsewhere.
-        report=" ".join(["data", data_config.name, *where]) + "\n" + metadata["report"],
+        report="\n".join([" ".join(["data", data_config.name, *where]), *found]),
         sources=sources,
         empty=metadata["empty"],
     )

@@ -77,7 +77,8 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
         arrays["uncertainty"] = [report.to_byte(result.uncertainty)]
     if "overlay" in save:
         regions = report.regions_of(result.mask, task)
-        arrays["overlay"] = [report.overlay(result.image, regions, result.uncertainty)]
+        shown = report.to_display(result.image)
+        arrays["overlay"] = [report.overlay(shown, regions, result.uncertainty)]
     if "members" in save:
         arrays["members"] = list(result.members)
     writers = {

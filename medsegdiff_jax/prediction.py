@@ -85,12 +85,13 @@ def predict(
         # A lone image must not be computed as a padded batch of many.
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(cases)))
     run = describe(segmenter, settings)
-    run["cases"] = finished(folder, run, cases, save)
+    with atomic.alone(folder):
+        run["cases"] = finished(folder, run, cases, save)
+        atomic.write_json(folder / "run.json", run)
     left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
     if len(left) < len(cases):
         _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
     sheet: list[report.CasePictures] = []
-    atomic.write_json(folder / "run.json", run)
     listed = time.monotonic()
     try:
         results = kind.segment(segmenter, left, settings, save)
@@ -126,7 +127,7 @@ def _list(folder: Path, run: Mapping[str, Any], cases: Mapping[str, Any]) -> Non
     with atomic.alone(folder):
         listed = _listed(folder, run).items()
         others = {case: entry for case, entry in listed if case not in cases}
-        atomic.write_json(folder / "run.json", {**run, "cases": others | run["cases"]})
+        atomic.write_json(folder / "run.json", {**run, "cases": run["cases"] | others})
 
 
 def _listed(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:

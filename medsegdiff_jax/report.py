@@ -109,7 +109,7 @@ def overlay(image: np.ndarray, regions: np.ndarray, uncertainty: np.ndarray | No
     """Draws the outline of each region on the image and tints uncertain pixels magenta.
 
     Args:
-      image: [H, W, C], any kind that `to_display` takes.
+      image: uint8 [H, W, 3] from `to_display`.
       regions: bool [H, W, classes].
       uncertainty: [H, W] in [0, 1] or None; its opacity is 0.5 at 1.
 
@@ -117,7 +117,7 @@ def overlay(image: np.ndarray, regions: np.ndarray, uncertainty: np.ndarray | No
       uint8 [H, W, 3]. Lines are about 1/250 of the shorter side wide, with a dark rim, so that they
       show on any tissue and after shrinking.
     """
-    picture = to_display(image).astype(np.float32)
+    picture = image.astype(np.float32)
     if uncertainty is not None:
         opacity = 0.5 * np.clip(uncertainty, 0.0, 1.0)[..., None]
         picture += opacity * (UNCERTAINTY_COLOR - picture)

@@ -107,7 +107,8 @@ def check_names(
                     )
                 owner[name] = str(paths[0])
     for path in (path for paths in cases.values() for path in paths):
-        if path.name in owner and path.parent.resolve() == folder.resolve():
+        seen = (path.parent.resolve() / path.name, path.resolve())  # as a link and as itself
+        if any(one.name in owner and one.parent == folder.resolve() for one in seen):
             raise InputError(f"{path}: would be replaced by a result; choose another --output")
     if folder.is_dir() and not (folder / "run.json").exists():  # with which every call begins
         for path in folder.iterdir():

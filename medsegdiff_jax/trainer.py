@@ -269,9 +269,9 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
         before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
-        for field in sorted(now):
-            if before.get(field) != now[field]:
-                _log.info("from here on %s=%s, not %s", field, now[field], before.get(field))
+        for field in sorted(now.keys() & before):  # others came or went with a version
+            if before[field] != now[field]:
+                _log.info("from here on %s=%s, not %s", field, now[field], before[field])
     hosts.wait_for_all("config checked")
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)

@@ -298,7 +298,7 @@ class _Volume:
             doubt = self._results["uncertainty"][0][index, ..., None] / np.float32(255)
             panels.append(
                 report.overlay(
-                    imaging.resize_image(self.slices[index], shape),
+                    report.to_display(imaging.resize_image(self.slices[index], shape)),
                     report.regions_of(imaging.resize_labels(mask, shape), self._task),
                     imaging.resize_probability(doubt, shape)[..., 0],
                 )

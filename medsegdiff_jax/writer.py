@@ -83,8 +83,7 @@ class Progress:
     def __init__(self, start: int, total: int, batch_size: int):
         """Counts from step `start` to `total`, `batch_size` images each."""
         self._total, self._batch_size = total, batch_size
-        self._start = self._last_step = start
-        self._last_time = time.monotonic()
+        self._last_step, self._last_time, self._compiled = start, time.monotonic(), False
         self._bar, self._terminal = None, ExitStack()
         if sys.stderr.isatty() and _log.isEnabledFor(logging.INFO):
             # Log lines go above the bar instead of through it.
@@ -92,17 +91,16 @@ class Progress:
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def step(self) -> None:
-        """One more step was dispatched; the first was compiled before, so the clock starts here."""
-        if self._last_step == self._start:
-            self._last_step, self._last_time = self._start + 1, time.monotonic()
+        """One more step was dispatched; before the first it was compiled, so the clock starts now."""
+        if not self._compiled:
+            self._compiled, self._last_time = True, time.monotonic()
         if self._bar is not None:
             self._bar.update()
 
     def report(self, step: int, scalars: Mapping[str, float]) -> float:
         """Shows `scalars` at `step`; returns images/s since the last report."""
         now = time.monotonic()
-        steps = max(step - self._last_step, 1)
-        rate = steps * self._batch_size / max(now - self._last_time, 1e-9)
+        rate = (step - self._last_step) * self._batch_size / max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
         text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
         if self._bar is not None:

@@ -18,9 +18,9 @@ from medsegdiff_jax.types import InputError, Modality, Task
 from medsegdiff_jax.volumes import SUFFIXES, is_volume, stem
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-# A word of the modality's name, and not "non-CT".
+# A word of the modality's name, but for "non-CT".
 _CT = re.compile(r"(?<![^\W_])CTA?(?![^\W_])", re.IGNORECASE)
-_NO_CT = re.compile(r"(?<![^\W_])non?[\W_]+CT", re.IGNORECASE)
+_NO_CT = re.compile(r"(?<![^\W_])non?[\W_]+CTA?(?![^\W_])", re.IGNORECASE)
 _MAX_LABEL = 65535
 _MAX_REGIONS = 16  # bits of a label
 
@@ -106,7 +106,7 @@ def _modalities(about: Mapping[str, Any], path: Path) -> tuple[Modality, ...]:
 
 
 def _is_ct(name: str) -> bool:
-    return bool(_CT.search(name)) and not _NO_CT.search(name)
+    return bool(_CT.search(_NO_CT.sub("", name)))
 
 
 def _task(

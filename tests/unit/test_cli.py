@@ -56,7 +56,7 @@ def raiser(error):
         (OSError(errno.EFBIG, "File too large"), "File too large"),
         (
             UnicodeEncodeError("utf-8", "a\udcff.png", 1, 2, "surrogates not allowed"),
-            r"'a\udcff.png': a file's name that is not UTF-8",
+            r"a name of a file or folder is not UTF-8: 'a\udcff.png'",
         ),
         (
             ValueError(f"Error writing /x/y: {os.strerror(errno.ENOSPC)}"),

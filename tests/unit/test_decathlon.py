@@ -172,6 +172,7 @@ def test_the_old_nnunet_has_files_per_channel_under_a_decathlon_list(nnunet):
         ("CT (portal venous)", "CT"),
         ("contrast_CT", "CT"),
         ("CTA", "CT"),
+        ("CT (no CTA)", "CT"),
         ("non-CT", "non-CT"),
         ("MR (no CT)", "MR (no CT)"),
         ("T1CT1", "T1CT1"),

@@ -210,7 +210,7 @@ def test_a_turned_tiff_is_refused_and_an_upright_one_read(tmp_path, orientation)
     Image.fromarray(pixels).save(path, tiffinfo={274: 1})
     np.testing.assert_array_equal(imaging.read_image(path)[..., 0], pixels)
     Image.fromarray(pixels).save(path, tiffinfo={274: orientation})
-    for read in (imaging.read_image, imaging.read_labels):
+    for read in (imaging.read_image, imaging.read_labels, imaging.check_image):
         with pytest.raises(InputError, match=rf"a\.tif: is stored turned .* {orientation}"):
             read(path)
 

@@ -50,9 +50,11 @@ def test_files_that_no_earlier_call_has_written_are_never_replaced(tiny_model, t
 def test_a_link_to_an_image_is_not_replaced_either(run, tmp_path):
     run()
     (tmp_path / "out" / "d.png").symlink_to(tmp_path / "scans" / "a.png")
-    paths = {"d": (tmp_path / "out" / "d.png",)}
-    with pytest.raises(InputError, match=r"d\.png: would be replaced"):
-        run(cases=paths)
+    (tmp_path / "scans" / "e.png").symlink_to(tmp_path / "out" / "e.png")
+    (tmp_path / "scans" / "a.png").rename(tmp_path / "out" / "e.png")
+    for path in (tmp_path / "out" / "d.png", tmp_path / "scans" / "e.png"):
+        with pytest.raises(InputError, match=rf"{path.name}: would be replaced"):
+            run(cases={path.stem: (path,)})
 
 
 @pytest.mark.parametrize("names", [("a.png", "a_overlay.png"), ("b.png", "contact_sheet.jpg")])
@@ -129,13 +131,15 @@ def test_calls_for_parts_of_a_folder_add_up(tiny_model, tmp_path):
 
 
 def test_calls_at_the_same_time_add_up(tiny_model, tmp_path, monkeypatch):
-    """The second begins and ends while the first segments its only case."""
+    """The second begins and ends while the first segments its only case; both add a picture."""
     segmenter = Segmenter(tiny_model)
     images = find(folder_of(tmp_path / "scans", "a.png", "b.png"), segmenter)
     settings, stream = segmenter.choose(steps=0), Segmenter.stream
+    prediction.predict(segmenter, images, tmp_path / "out", settings, ("mask",))
 
     def predict(case):
-        prediction.predict(segmenter, {case: images[case]}, tmp_path / "out", settings, ("mask",))
+        save = ("mask", "overlay")
+        prediction.predict(segmenter, {case: images[case]}, tmp_path / "out", settings, save)
 
     def meanwhile(self, cases, *args, **kwargs):
         monkeypatch.setattr(Segmenter, "stream", stream)
@@ -145,7 +149,10 @@ def test_calls_at_the_same_time_add_up(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(Segmenter, "stream", meanwhile)
     predict("a")
     listed = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
-    assert listed.keys() == {"a", "b"}
+    assert {case: set(entry["files"]) for case, entry in listed.items()} == {
+        "a": {"mask", "overlay"},
+        "b": {"mask", "overlay"},
+    }
 
 
 def test_a_damaged_list_of_what_is_done_is_made_anew(run, tmp_path):

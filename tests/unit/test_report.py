@@ -45,13 +45,24 @@ def test_overlay_outlines_the_region_and_leaves_the_rest_alone(square):
 
 
 def test_overlay_tints_what_is_uncertain_and_nothing_else():
-    image = np.full((32, 32, 1), 100, np.uint8)
+    image = np.full((32, 32, 3), 100, np.uint8)
     doubt = np.zeros((32, 32), np.float32)
     doubt[:16] = 1.0
     picture = report.overlay(image, np.zeros((32, 32, 1), bool), doubt)
     expected = 100 + 0.5 * (report.UNCERTAINTY_COLOR - 100)
     np.testing.assert_allclose(picture[:16], np.broadcast_to(expected, (16, 32, 3)), atol=1)
     assert (picture[16:] == 100).all()
+
+
+def test_a_dark_image_is_stretched_once_for_all_its_panels():
+    """Its few bright spots vanish when it is shrunk."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(5, 20, (1024, 1024, 1), dtype=np.uint8)
+    image[rng.random(image.shape) < 0.01] = 220
+    labels, nothing = np.zeros((1024, 1024), int), np.zeros((1024, 1024), np.float32)
+    chance = np.stack([1 - nothing, nothing, nothing], axis=-1)
+    row = report.case_pictures("a", image, labels, chance, nothing, ORGANS)
+    np.testing.assert_array_equal(row.overlay, row.image)
 
 
 def test_a_region_at_the_edge_of_the_picture_is_not_outlined_there():
