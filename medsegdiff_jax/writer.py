@@ -91,7 +91,7 @@ class Progress:
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def step(self) -> None:
-        """One more step was dispatched; before the first it was compiled, so the clock starts now."""
+        """One more step was dispatched; the clock starts with the first, once compiled."""
         if not self._compiled:
             self._compiled, self._last_time = True, time.monotonic()
         if self._bar is not None:
