@@ -65,14 +65,14 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> Non
 
 @contextlib.contextmanager
 def alone(folder: str | os.PathLike) -> Iterator[None]:
-    """One process at a time is in the block; all are where the file system has no locks.
-
-    The lock is on a file `.lock`, because NFS locks no folders.
-    """
-    with (Path(folder) / ".lock").open("a") as file:
+    """One process at a time is in the block, if the file system locks folders (NFS does not)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing unlocks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)  # and unlocks
 
 
 def _finite(tree: Any) -> Any:
