@@ -99,8 +99,10 @@ def user_message(error: BaseException) -> str | None:
             return _one_line(f"a name of a file or folder is not UTF-8: {around!a}")
         # tensorstore and XLA report a full disk as a ValueError or RuntimeError with errno's text.
         text = str(link)
-        if any(os.strerror(number) in text for number in _DISK_ERRNOS[:4]):
-            return _one_line(text)
+        for reason in map(os.strerror, _DISK_ERRNOS[:4]):
+            if reason in text:
+                line = _one_line(text)  # which may be cut before it says why
+                return line if reason in line else _one_line(f"{reason}: {text}")
     return None
 
 

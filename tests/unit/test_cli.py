@@ -88,6 +88,12 @@ def test_the_stated_cause_of_a_library_error_counts_and_no_other():
     assert cli.user_message(while_handling) is None
 
 
+def test_a_long_message_of_a_full_disk_still_says_so():
+    reason = os.strerror(errno.ENOSPC)
+    message = cli.user_message(ValueError(f"Error writing {600 * 'x'}: {reason}"))
+    assert message.startswith(f"{reason}: Error writing xxx") and len(message) == 500
+
+
 def test_a_long_message_is_cut():
     message = cli.user_message(InputError("x" * 2000))
     assert len(message) == 500 and message.endswith("...")
