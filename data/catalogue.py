@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from medsegdiff_jax.types import InputError, Task
 
@@ -151,3 +153,15 @@ def held_out_splits(
         **without_validation((case for case in cases if case.id not in chosen), fraction),
         "test": tuple(case for case in cases if case.id in chosen),
     }
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, with or without a byte order mark.
+
+    Raises:
+      InputError: it is neither JSON nor UTF-8.
+    """
+    try:
+        return json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error

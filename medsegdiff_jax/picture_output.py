@@ -67,6 +67,7 @@ def segment(
 
 def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
     arrays: dict[str, list[np.ndarray]] = {}
+    shown = report.to_display(result.image)
     if "mask" in save:
         arrays["mask"] = [result.mask]
     if "probability" in save:
@@ -77,7 +78,6 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
         arrays["uncertainty"] = [report.to_byte(result.uncertainty)]
     if "overlay" in save:
         regions = report.regions_of(result.mask, task)
-        shown = report.to_display(result.image)
         arrays["overlay"] = [report.overlay(shown, regions, result.uncertainty)]
     if "members" in save:
         arrays["members"] = list(result.members)
@@ -86,14 +86,14 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
         for what, parts in arrays.items()
     }
     if "animation" in save:
-        frames = report.animation(result.image, result.path, task)
+        frames = report.animation(shown, result.path, task)
         writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
     answers = (result.mask, result.probability, result.uncertainty)
     return case_files(
         case_id=result.case_id,
         seconds=result.seconds,
         members=result.fused_members,
-        pictures=report.case_pictures(result.case_id, result.image, *answers, task),
+        pictures=report.case_pictures(result.case_id, shown, *answers, task),
         writers=writers,
         task=task,
         suffix=SUFFIX,

@@ -149,7 +149,7 @@ def case_pictures(
 
     Args:
       name: case id.
-      image: [H, W, C].
+      image: uint8 [H, W, 3] from `to_display`.
       labels: [H, W] label ids.
       probability: [H, W, K] in [0, 1].
       uncertainty: [H, W] in [0, 1].
@@ -157,7 +157,7 @@ def case_pictures(
     """
     scale = min(1.0, SHEET_PIXELS / max(labels.shape))
     size = tuple(max(1, round(side * scale)) for side in labels.shape)
-    small = imaging.resize_image(np.ascontiguousarray(to_display(image)), size)
+    small = imaging.resize_image(np.ascontiguousarray(image), size)
     regions = regions_of(imaging.resize_labels(labels, size), task)
     chance = imaging.resize_probability(foreground(probability, task)[..., None], size)[..., 0]
     doubt = imaging.resize_probability(uncertainty[..., None], size)[..., 0]
@@ -170,7 +170,7 @@ def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarra
     """How a sample came about, a frame per step: noisy mask, its probabilities, and the outline.
 
     Args:
-      image: [H, W, C].
+      image: uint8 [H, W, 3] from `to_display`.
       path: [N, S, S, 2 K] noisy masks of unit variance and probabilities, see `CaseResult`.
       task: says what the channels mean.
 
@@ -179,7 +179,7 @@ def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarra
     """
     scale = SHEET_PIXELS / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
-    small = imaging.resize_image(np.ascontiguousarray(to_display(image)), size)
+    small = imaging.resize_image(np.ascontiguousarray(image), size)
     frames = []
     for noisy, chance in zip(*np.split(path, 2, axis=-1), strict=True):
         chance = imaging.resize_probability(chance, size)

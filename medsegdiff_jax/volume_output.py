@@ -259,7 +259,7 @@ class _Volume:
             writers["overlay"] = [functools.partial(imaging.write_png, array=self._overlay())]
         best = self._largest
         if "animation" in self._save:
-            frames = report.animation(best.image, best.path, self._task)
+            frames = report.animation(report.to_display(best.image), best.path, self._task)
             writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
         shown = imaging.mask_to_labels(decide(self._unscaled(best.probability)), self._task)
@@ -269,7 +269,7 @@ class _Volume:
             members=round(self._members / len(self.slices), 2),
             pictures=report.case_pictures(
                 self._name,
-                imaging.resize_image(best.image, shape),
+                report.to_display(imaging.resize_image(best.image, shape)),
                 imaging.resize_labels(shown, shape),
                 imaging.resize_probability(best.probability, shape),
                 imaging.resize_probability(best.uncertainty[..., None], shape)[..., 0],

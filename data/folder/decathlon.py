@@ -4,13 +4,12 @@ Both have dataset.json, imagesTr/ and labelsTr/. The Decathlon lists its files i
 keeps several modalities in one file; nnU-Net has a file for each, <case>_0000.nii.gz and so on.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, names
+from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, names, read_json
 from data.folder.lists import LISTS, assign, read_lists
 from data.pairing import paired
 from data.survey import CLASS_FILE
@@ -79,10 +78,7 @@ def decathlon_catalogue(root: Path, validation_fraction: float) -> Catalogue:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent}: has imagesTr/ but no {path.name}, which names its labels")
-    try:
-        about = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    about = read_json(path)
     if not isinstance(about, dict):
         raise InputError(f"{path}: is no JSON object")
     ending = about.get("file_ending", SUFFIXES[0])

@@ -1,9 +1,8 @@
 """Which pictures and masks of a folder make which case and split, by names alone."""
 
-import json
 from pathlib import Path
 
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, names
+from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, names, read_json
 from data.folder.lists import LISTS, assign, read_lists
 from data.survey import CLASS_FILE
 from medsegdiff_jax.imaging import IMAGE_SUFFIXES
@@ -84,10 +83,7 @@ def _case(stem: str, image: Path, raters: dict[str, dict[str, Path]]) -> Case:
 
 def _declared_task(path: Path) -> Task:
     """Classes and values of `dataset.json`; how many channels, the images will say."""
-    try:
-        fields = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    fields = read_json(path)
     try:
         classes, exclusive = dict(fields["classes"]), fields.get("exclusive", True)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,14 +91,8 @@ def _declared_task(path: Path) -> Task:
     if not isinstance(exclusive, bool):
         raise InputError(f"{path}: exclusive is true or false, not {exclusive!r}")
     values = tuple(classes.values())
-    whole = all(type(value) is int for value in values)
-    if (
-        not whole
-        or not values
-        or min(values) < 1
-        or max(values) > 65535
-        or len(set(values)) < len(values)
-    ):
+    known = all(type(value) is int and 1 <= value <= 65535 for value in values)
+    if not values or not known or len(set(values)) < len(values):
         raise InputError(f"{path}: label values must be different integers in 1..65535")
     if not exclusive and any(value & (value - 1) for value in values):
         raise InputError(f"{path}: overlapping regions need powers of two as label values")

@@ -61,7 +61,8 @@ def test_a_dark_image_is_stretched_once_for_all_its_panels():
     image[rng.random(image.shape) < 0.01] = 220
     labels, nothing = np.zeros((1024, 1024), int), np.zeros((1024, 1024), np.float32)
     chance = np.stack([1 - nothing, nothing, nothing], axis=-1)
-    row = report.case_pictures("a", image, labels, chance, nothing, ORGANS)
+    shown = report.to_display(image)
+    row = report.case_pictures("a", shown, labels, chance, nothing, ORGANS)
     np.testing.assert_array_equal(row.overlay, row.image)
 
 
