@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit, softmax
 
-from medsegdiff_jax import decision, fusion, imaging, volume_output
+from medsegdiff_jax import decision, fusion, imaging, report, volume_output
 from medsegdiff_jax.metrics import apply_temperature
 from medsegdiff_jax.segmenter import CaseResult
 from medsegdiff_jax.types import InputError, Modality, Task
@@ -93,27 +93,17 @@ def test_what_fits_no_case_is_refused_by_name(tmp_path, task, names, message):
 CT = (Modality("CT", (-100.0, 100.0)),)
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        Task(("a",), (300,), True, 1, CT),
-        Task(("a", "b", "c"), (1, 7, 300), True, 1, CT),
-        Task(("a", "b"), (1, 2), False, 1, CT),
-    ],
-)
-@pytest.mark.parametrize("method", decision.METHODS)
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
-def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temperature):
+def filled(tmp_path, task, how, save, sharpness=9.0, shift=0.0):
+    """A volume all of whose slices have come; its probabilities, as they are and as scaled."""
     rng = np.random.default_rng(0)
     scan = tmp_path / "x.nii.gz"
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     nib.save(nib.Nifti1Image(rng.normal(size=(14, 9, 5)).astype(np.float32), affine), scan)
-    how = volume_output._How(method, temperature)
-    volume = volume_output._Volume("x", (scan,), "axial", task, ("mask",), how)
+    volume = volume_output._Volume("x", (scan,), "axial", task, save, how)
     shape = (*volume.slices.shape[:3], task.mask_channels)
-    height = 9 * gaussian_filter(rng.normal(size=shape), (0, 2, 2, 0))
+    height = sharpness * gaussian_filter(rng.normal(size=shape), (0, 2, 2, 0)) + shift
     probability = (softmax(height, -1) if task.one_hot else expit(height)).astype(np.float32)
-    scaled = apply_temperature(probability, temperature, exclusive=task.one_hot)
+    scaled = apply_temperature(probability, how.temperature, exclusive=task.one_hot)
     for index, (plane, shown) in enumerate(zip(probability, scaled, strict=True)):
         volume.add(
             CaseResult(
@@ -126,6 +116,22 @@ def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temp
                 seconds=0.0,
             )
         )
+    return volume, probability, scaled
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(("a",), (300,), True, 1, CT),
+        Task(("a", "b", "c"), (1, 7, 300), True, 1, CT),
+        Task(("a", "b"), (1, 2), False, 1, CT),
+    ],
+)
+@pytest.mark.parametrize("method", decision.METHODS)
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
+def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temperature):
+    how = volume_output._How(method, temperature)
+    volume, probability, scaled = filled(tmp_path, task, how, ("mask",))
     assert volume.files().write(tmp_path) == {"mask": "x.nii.gz"}
     decide = decision.rule(method, lambda: iter(probability), task)
     expected = imaging.mask_to_labels(decide(probability), task)
@@ -138,3 +144,27 @@ def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temp
     differ = [np.count_nonzero(mask != expected) for mask in (found, wrong)]
     assert differ[0] <= 5  # the probabilities are kept in 8 bits
     assert temperature == 1 or differ[1] > 5 * differ[0]
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
+def test_the_probability_that_is_written_is_scaled(tmp_path, temperature):
+    task = Task(("a", "b"), (1, 2), False, 1, CT)
+    how = volume_output._How("dice", temperature)
+    volume, _, scaled = filled(tmp_path, task, how, ("probability",))
+    written = volume.files().write(tmp_path)
+    assert written == {"probability": ["x_probability_a.nii.gz", "x_probability_b.nii.gz"]}
+    found = np.stack(volume._results["probability"], axis=-1)
+    np.testing.assert_array_equal(found, report.to_byte(scaled.astype(np.float32)))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 3.0])
+def test_a_temperature_moves_no_mask_of_low_probabilities(tmp_path, temperature):
+    """Most are below 0.2, which a temperature of 0.3 scales to less than 8 bits can hold."""
+    task, masks = Task(("a",), (1,), False, 1, CT), []
+    for scale in (1.0, temperature):
+        how = volume_output._How("dice", scale)
+        volume, _, _ = filled(tmp_path, task, how, ("mask",), sharpness=5.0, shift=-2.5)
+        volume.files()
+        masks.append(volume._results["mask"][0])
+    assert masks[0].any()
+    np.testing.assert_array_equal(*masks)
