@@ -31,8 +31,13 @@ _NAMES = {
     "checkpoint_sha256": "checkpoint SHA-256",
     "ged": "GED",
     "matched_iou": "matched IoU",
+    "max_dice": "max Dice",
+    "sample_dice": "sample Dice",
+    "interval_iou": "interval IoU",
     "ece": "ECE",
+    "brier": "Brier",
     "aurc": "AURC",
+    "spearman": "Spearman",
 }
 _CAPTION = "Scores per class over cases; n valid counts the cases whose value is defined."
 
@@ -129,7 +134,7 @@ def _scores(classes: Mapping[str, Mapping[str, Any]], caption: str) -> str:
             digits = _digits([other[metric]["mean"] for other in classes.values()])
             interval = f"{_format(low, digits)} to {_format(high, digits)}"
             lines.append(
-                f'<tr><th scope="row">{_text(name)}</th><td>{_text(_name(metric))}</td>'
+                f"<tr>{_row_name(name)}<td>{_text(_name(metric))}</td>"
                 f"{_number(mean, digits)}{_number(sd, digits)}"
                 f'<td class="number">{interval if _defined(low) else UNDEFINED}</td>'
                 f"{_number(entry['n_valid'])}{_number(entry['n_cases'])}</tr>"
@@ -145,7 +150,7 @@ def _nested(classes: Mapping[str, Mapping[str, Any]], kind: str, caption: str) -
         return ""
     columns = [key for key, value in entries[0][2].items() if not isinstance(value, Mapping)]
     lines = [
-        f'<tr><th scope="row">{_text(name)}</th><td>{_text(_name(key))}</td>'
+        f"<tr>{_row_name(name)}<td>{_text(_name(key))}</td>"
         + "".join(_number(one[column], 4) for column in columns)
         + "</tr>"
         for name, key, one in entries
@@ -187,12 +192,11 @@ def _cases(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     lines = []
     for row in rows:
-        cells = [
+        case, *cells = (
             _number(value, digits[column]) if column in digits else f"<td>{_text(value)}</td>"
             for column, value in row.items()
-        ]
-        first = cells[0].replace("<td", '<th scope="row"', 1).removesuffix("</td>") + "</th>"
-        lines.append(f"<tr>{first}{''.join(cells[1:])}</tr>")
+        )
+        lines.append(f"<tr>{_row_name(row['case'])}{''.join(cells)}</tr>")
     controls = (
         '<div class="filter" hidden><label for="filter">Show rows with</label>'
         '<input id="filter" type="search" autocomplete="off">'
@@ -252,8 +256,12 @@ def _words(value: Any) -> str:
             return f"{len(value)} entries, see metrics.json"
         return ", ".join(_words(part) for part in value)
     if isinstance(value, float) or value is None:
-        return _format(value, _digits([value]))
+        return f"{value:g}" if _defined(value) else UNDEFINED
     return str(value)
+
+
+def _row_name(name: str) -> str:
+    return f'<th scope="row"><span>{_text(name)}</span></th>'
 
 
 def _number(value: Any, digits: int = 0) -> str:
@@ -265,7 +273,7 @@ def _number(value: Any, digits: int = 0) -> str:
 def _format(value: Any, digits: int) -> str:
     if not _defined(value):
         return UNDEFINED
-    return str(value) if isinstance(value, numbers.Integral) else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:.{digits}f}"
 
 
 def _digits(values: Sequence[Any]) -> int:

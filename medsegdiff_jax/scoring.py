@@ -27,8 +27,8 @@ from medsegdiff_jax.uncertainty_scoring import CaseUncertainty, Uncertainty
 from medsegdiff_jax.version import __version__
 
 CONVENTIONS = {
-    "dice": "2 |P n R| / (|P| + |R|) per case and class",
-    "iou": "|P n R| / |P u R| per case and class",
+    "dice": "2 TP / (2 TP + FP + FN) per case and class",
+    "iou": "TP / (TP + FP + FN) per case and class",
     "hd95": "maximum of the two directed 95th percentiles of surface distances, in units of the "
     "spacing (mm for volumes); surface = mask minus its erosion by a cross, nothing beyond the "
     "border of the image or volume",

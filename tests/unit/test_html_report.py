@@ -109,6 +109,7 @@ def test_the_tables_hold_all_rows_with_the_numbers_of_the_summary(page):
     assert [f"case 0 {NASTY}", "a", "0.5000", "12.25"] in found.rows
     assert [f"case 1 {NASTY}", "a", dash, dash] in found.rows
     assert "strict: both empty: 1" in found.texts
+    assert "0.75, 3" in page(summary(spacing=[0.75, 3.0])).texts
 
 
 def test_uncertainty_has_a_section_if_there_is_any(page):
@@ -116,12 +117,14 @@ def test_uncertainty_has_a_section_if_there_is_any(page):
     uncertainty = {
         "classes": {"a": {"ged": row}},
         "rater_dice": {},
-        "calibration": {"a": {"border": {"ece": 0.25, "reliability": {"pixels": [1]}}}},
+        "calibration": {
+            "a": {"border": {"ece": 0.25, "pixels": 1234567, "reliability": {"pixels": [1]}}}
+        },
         "ranking": {},
     }
     found = page(summary(uncertainty=uncertainty))
     assert ["a", "GED", "0.7500", "0.1250", "0.5000 to 0.8750", "2", "3"] in found.rows
-    assert ["a", "border", "0.2500"] in found.rows
+    assert ["a", "border", "0.2500", "1,234,567"] in found.rows
     assert found.texts.count("Uncertainty") == 2  # in the navigation, too
     assert "Uncertainty" not in page(summary()).texts
 
