@@ -21,7 +21,7 @@ from absl import flags
 from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import atomic, cli
 from medsegdiff_jax.networks import layers
-from medsegdiff_jax.partitioning import compiler_options
+from medsegdiff_jax.partitioning import compiler_options, training_mesh
 
 try:
     import torch
@@ -50,7 +50,8 @@ def jax_calls(kind: str, x: np.ndarray) -> Calls:
         return jnp.sum(jnp.square(module.apply(params, x)))
 
     calls = {}
-    for name, options in (("plain", {}), ("ours", compiler_options())):
+    ours = compiler_options(training_mesh(1, jax.devices()[:1]))
+    for name, options in (("plain", {}), ("ours", ours)):
         forward = jax.jit(module.apply, compiler_options=options)
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
         calls[f"{name} forward"] = lambda f=forward: jax.block_until_ready(f(params, x))

@@ -20,11 +20,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks.network_cost import gflops
+from benchmarks.programs import training_step
 from benchmarks.provenance import ROOT, hardware, versions
 from configs import folder
-from medsegdiff_jax import cli, losses, networks, process, train_state, train_step
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax import cli
+from medsegdiff_jax.types import InputError
 
 _CONFIG = flags.DEFINE_string("config", "configs/folder.py:default,tiny", "Measured on the CPU.")
 _SIDE = flags.DEFINE_integer("size", 32, "Side of its images.")
@@ -73,21 +73,10 @@ def measure(devices: int) -> dict[str, Any]:
 
 def training_cost(argument: str) -> tuple[float, int]:
     """GFLOP of a training step per image, and bytes of the gradients, of a recipe and size."""
-    config = folder.get_config(argument)
-    side, task = config.data.image_size, Task(("lesion",), (1,), True, 3)
-    model = networks.build(config.model, task, side)
-    optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-    state = jax.eval_shape(
-        lambda key: train_state.init(model, optimizer, (side, side, 3), 1, key), jax.random.key(0)
-    )
-    batch = {
-        name: jax.ShapeDtypeStruct((1, side, side, channels), "float32")
-        for name, channels in (("image", 3), ("mask", 1))
-    }
-    diffusion, objective = process.build(config.diffusion, task), losses.build(config.loss)
-    step = train_step.make_train_step(model, diffusion, objective, optimizer, config)
+    step = training_step(folder.get_config(argument), 1, jax.devices()[:1])
+    state, _ = step.arguments
     gradients = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
-    return gflops(step, state, batch), gradients
+    return step.lower().cost_analysis()["flops"] / 1e9, gradients
 
 
 def estimate(machine: str, gflop: float, gradients: int) -> dict[str, float]:

@@ -15,8 +15,6 @@ other, condition and network together at every step.
 import functools
 import importlib.util
 import json
-import math
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks.programs import compiled
 from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import (
     cli,
@@ -63,12 +62,6 @@ _NAIVE = flags.DEFINE_bool("naive", False, "Also time the ensemble as a plain lo
 _ONLY = flags.DEFINE_list("only", "train,denoise,segment", "What to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
-_COLLECTIVE = re.compile(
-    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "c64": 8}
-
 
 def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     """Seconds of a call: median and quartiles, after one call that warms up."""
@@ -82,41 +75,6 @@ def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
     return {"median_s": statistics.median(seconds), "low_s": low, "high_s": high}
 
 
-def compiled(function: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """The compiled program of a jitted function, and what the compiler says of it."""
-    began = time.perf_counter()
-    program = function.lower(*arguments).compile()
-    facts = {"compile_s": round(time.perf_counter() - began, 2)}
-    cost = program.cost_analysis() or {}
-    facts["gflops"] = round(cost.get("flops", float("nan")) / 1e9, 3)
-    memory = program.memory_analysis()
-    if memory is not None:
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        total = held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-        facts["program_GiB"] = round(total / 2**30, 4)
-    facts["collectives"] = collectives(program.as_text())
-    return program, facts
-
-
-def collectives(program: str) -> dict[str, dict[str, int]]:
-    """Kind -> how many there are in a compiled program's text, and the bytes of their results.
-
-    What stands in a loop counts once.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for line in program.splitlines():
-        match = _COLLECTIVE.search(line)
-        if not match:
-            continue
-        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        for dtype, shape in _ARRAY.findall(match[1]):
-            entry["bytes"] += math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(
-                dtype, 4
-            )
-    return found
-
-
 class Subject:
     """The network of a config with inputs of noise on all devices."""
 
@@ -126,7 +84,7 @@ class Subject:
         self.task = Task(("lesion",), (1,), True, channels)
         self.model = networks.build(config.model, self.task, self.size)
         self.process = process.build(config.diffusion, self.task)
-        self.mesh = training_mesh(config.model_shards)
+        self.mesh = training_mesh(config.model_shards, jax.devices())
         self.split = on_batch(self.mesh)
         optimizer = train_state.build_optimizer(config.optim, config.num_steps)
         self.optimizer = optimizer
@@ -150,7 +108,7 @@ class Subject:
         batch = jax.device_put({"image": self.image, "mask": self.mask}, self.split)
         step = train_step.compile_train_step(step, self.mesh, self.state)
         with jax.set_mesh(self.mesh):
-            program, facts = compiled(step, self.state, batch)
+            program, facts = compiled(step.lower(self.state, batch))
 
             def update() -> Any:
                 self.state, terms = program(self.state, batch)  # the old state is overwritten
@@ -173,8 +131,8 @@ class Subject:
         with jax.set_mesh(self.mesh):
             image, x_t = jax.device_put((self.image, self.mask), self.split)
             condition = jax.jit(encode, out_shardings=self.split)(params, image)
-            one_step = jax.jit(step, compiler_options=compiler_options())
-            program, facts = compiled(one_step, params, x_t, condition)
+            one_step = jax.jit(step, compiler_options=compiler_options(self.mesh))
+            program, facts = compiled(one_step.lower(params, x_t, condition))
             return self._row(facts, timed(lambda: program(params, x_t, condition), repeats))
 
     def _params(self) -> Any:
@@ -198,7 +156,7 @@ class Subject:
         first = jax.device_put(np.zeros(self.batch, np.int32), on_data(mesh))
         arguments = (params, image, case, np.uint32(0), first)
         with jax.set_mesh(mesh):
-            program, facts = compiled(segment, *arguments)
+            program, facts = compiled(segment.lower(*arguments))
             facts["gflops"] = float("nan")  # its loops would count once
             row = self._row(facts, timed(lambda: program(*arguments), repeats))
         return {"members": sampling.members, "steps": sampling.steps, **row}
@@ -209,7 +167,7 @@ class Subject:
         path = schedules.trajectory(schedule.num_steps, sampling.steps)
         params = self._params()
 
-        @functools.partial(jax.jit, compiler_options=compiler_options())
+        @functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
         def step(x_t: Any, image: Any, t: Any, s: Any, key: Any) -> Any:
             x_in = self.process.network_input(x_t, t)
             output, _ = self.model.apply({"params": params}, image, x_in, t)

@@ -223,4 +223,6 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
         found = per_device(params, image, case, seed, numbers)
         return found.replace(members=found.members[:members])
 
-    return jax.jit(all_members, out_shardings=replicated(mesh), compiler_options=compiler_options())
+    return jax.jit(
+        all_members, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
+    )

@@ -30,18 +30,17 @@ _ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}  # no part of a program g
 Tree = TypeVar("Tree")
 
 
-def training_mesh(model_shards: int) -> Mesh:
-    """All devices of all processes, `model_shards` of them along "model".
+def training_mesh(model_shards: int, devices: Sequence[jax.Device]) -> Mesh:
+    """All `devices`, `model_shards` of them along "model".
 
     Raises:
-      InputError: that does not divide the devices (field model_shards).
+      InputError: that does not divide them (field model_shards).
     """
-    devices = jax.device_count()
-    if model_shards < 1 or devices % model_shards:
+    if model_shards < 1 or len(devices) % model_shards:
         raise InputError(
-            f"config field model_shards: {model_shards} does not divide the {devices} devices"
+            f"config field model_shards: {model_shards} does not divide the {len(devices)} devices"
         )
-    return _mesh(jax.devices(), model_shards)
+    return _mesh(devices, model_shards)
 
 
 def sampling_mesh(cases: int, devices: Sequence[jax.Device]) -> Mesh:
@@ -138,16 +137,18 @@ def check_batch_size(batch_size: int, parts: int) -> None:
         )
 
 
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """What XLA is told about networks; nothing but on CPUs.
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """What XLA is told about networks on these devices; nothing but on CPUs.
 
     There, jaxlib 0.10 to 0.12 leave convolutions to YNNPACK, and training steps take 1.2 (V2) to
-    1.75 times (UNet) as long as with XLA's own (benchmarks/README.md). The option is experimental,
-    hence the attempt: a version that does not know it does without.
+    1.75 times (UNet) as long as with XLA's own (benchmarks/README.md).
     """
-    if jax.default_backend() != "cpu":
-        return {}
+    return _options_of_cpus() if mesh.devices.flat[0].platform == "cpu" else {}
+
+
+@functools.cache
+def _options_of_cpus() -> dict[str, str]:
+    """The option is experimental: a version that does not know it does without."""
     try:
         jax.jit(lambda x: x, compiler_options=_ON_CPU)(0.0)
     except jax.errors.JaxRuntimeError:

@@ -349,7 +349,10 @@ class Segmenter:
         if key not in self._paths:
             how = {"steps": settings.steps, "sampler": settings.sampler}
             trace = denoiser.make_path_fn(self._model, self._process, **how)
-            options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+            options = {
+                "out_shardings": replicated(mesh),
+                "compiler_options": compiler_options(mesh),
+            }
             self._paths[key] = jax.jit(trace, **options)
         return self._paths[key]
 

@@ -120,5 +120,5 @@ def compile_train_step(step_fn: StepFn, mesh: Mesh, state: TrainState) -> StepFn
         in_shardings=(shardings, on_batch(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh),
     )

@@ -114,7 +114,7 @@ def train(config: Any, workdir: str) -> TrainState:
       FloatingPointError: the loss is not finite.
     """
     check_config(config)
-    mesh = training_mesh(config.model_shards)
+    mesh = training_mesh(config.model_shards, jax.devices())
     dataset = input_pipeline.load(config.data)
     _log.info("%s", dataset.report)
     model = networks.build(config.model, dataset.task, config.data.image_size)

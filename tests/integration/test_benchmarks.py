@@ -2,7 +2,11 @@
 
 import json
 
+import jax
 from PIL import Image
+
+from benchmarks import programs
+from configs import folder
 
 
 def test_throughput_reports_a_row_per_kind_of_work(command, tmp_path):
@@ -41,3 +45,20 @@ def test_steps_and_members_scores_prefixes_of_one_ensemble(command, trained, dis
     assert f"{rows[0]['dice']['mean']:.4f}" in said
     with Image.open(tmp_path / "rows.png") as figure:
         assert figure.width > 200
+
+
+def test_programs_are_lowered_from_shapes():
+    config = folder.get_config("default,tiny")
+    config.data.image_size, config.sampling.members = 16, 3
+    step = programs.training_step(config, 2, jax.devices()[:1]).lower()
+    drawn = programs.ensemble(config, 2, jax.devices()[:1]).lower()
+    state, _ = step.out_info
+    assert state.step.shape == () and step.cost_analysis()["flops"] > 0
+    assert drawn.out_info.members.shape == (3, 2, 16, 16, 1)
+
+
+def test_a_topology_that_no_compiler_knows_is_named(command):
+    refused = command(
+        "benchmarks/tpu_programs.py", "--config=configs/folder.py", "--topology=nonsense"
+    )
+    assert "--topology=nonsense" in refused.refusal

@@ -1,0 +1,119 @@
+"""The two programs of a config, and what the compiler says of a program.
+
+They are lowered from shapes, not arrays, so that their devices need not be at hand
+(`tpu_programs.py`); images have three channels, the task is binary.
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medsegdiff_jax import denoiser, losses, networks, process, train_state, train_step
+from medsegdiff_jax.partitioning import on_batch, on_data, replicated, sampling_mesh, training_mesh
+from medsegdiff_jax.types import Task
+
+_COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "c64": 8}
+
+TASK = Task(("lesion",), (1,), True, 3)
+
+
+class Program(NamedTuple):
+    """A jitted function, shapes of its arguments, and the mesh that it is to be lowered in."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    mesh: Mesh
+
+    def lower(self) -> Any:
+        """`jax.stages.Lowered`, which counts FLOPs and compiles."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*self.arguments)
+
+
+def training_step(config: ConfigDict, batch: int, devices: Sequence[jax.Device]) -> Program:
+    """One update of a batch over all devices: (state, batch) -> (state, terms)."""
+    side = config.data.image_size
+    mesh = training_mesh(config.model_shards, devices)
+    model = networks.build(config.model, TASK, side)
+    optimizer = train_state.build_optimizer(config.optim, config.num_steps)
+    state = jax.eval_shape(
+        lambda key: train_state.init(model, optimizer, (side, side, 3), 1, key), jax.random.key(0)
+    )
+    diffusion, objective = process.build(config.diffusion, TASK), losses.build(config.loss)
+    step = train_step.make_train_step(model, diffusion, objective, optimizer, config)
+    arrays = {
+        name: _shape((batch, side, side, channels), "float32", on_batch(mesh))
+        for name, channels in (("image", 3), ("mask", 1))
+    }
+    return Program(train_step.compile_train_step(step, mesh, state), (state, arrays), mesh)
+
+
+def ensemble(config: ConfigDict, batch: int, devices: Sequence[jax.Device]) -> Program:
+    """All members of a batch of cases, as the config's `sampling` says: a `SegmentFn`."""
+    side, sampling = config.data.image_size, config.sampling
+    mesh = sampling_mesh(batch, devices)
+    model = networks.build(config.model, TASK, side)
+    names = ("steps", "sampler", "member_chunk", "mirror")
+    draw = denoiser.make_segment_fn(
+        model, process.build(config.diffusion, TASK), **{name: sampling[name] for name in names}
+    )
+    whole, split = replicated(mesh), on_data(mesh)
+    one, x_t = (jax.ShapeDtypeStruct((1, side, side, k), "float32") for k in (3, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0), one, x_t, 0)["params"]
+    arguments = (
+        jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, whole), params),
+        _shape((batch, side, side, 3), "float32", split),
+        _shape((batch,), "uint32", split),
+        _shape((), "uint32", whole),
+        _shape((batch,), "int32", split),
+    )
+    return Program(denoiser.compile_segment_fn(draw, mesh, sampling.members), arguments, mesh)
+
+
+def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+    """The program of a lowered function, and what the compiler says of it."""
+    began = time.perf_counter()
+    program = lowered.compile()
+    facts = {"compile_s": round(time.perf_counter() - began, 2)}
+    cost = program.cost_analysis() or {}
+    facts["gflops"] = round(cost.get("flops", float("nan")) / 1e9, 3)
+    memory = program.memory_analysis()
+    if memory is not None:
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        total = held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+        facts["program_GiB"] = round(total / 2**30, 4)
+    facts["collectives"] = collectives(program.as_text())
+    return program, facts
+
+
+def collectives(program: str) -> dict[str, dict[str, int]]:
+    """Kind -> how many there are in a compiled program's text, and the bytes of their results.
+
+    What stands in a loop counts once.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for line in program.splitlines():
+        match = _COLLECTIVE.search(line)
+        if not match:
+            continue
+        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        for dtype, shape in _ARRAY.findall(match[1]):
+            entry["bytes"] += math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(
+                dtype, 4
+            )
+    return found
+
+
+def _shape(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
