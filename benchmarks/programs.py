@@ -21,6 +21,7 @@ from medsegdiff_jax.types import Task
 _COLLECTIVE = re.compile(
     r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "c64": 8}
 
@@ -99,20 +100,29 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, dict[str
 def collectives(program: str) -> dict[str, dict[str, int]]:
     """Kind -> how many there are in a compiled program's text, and the bytes of their results.
 
-    What stands in a loop counts once.
+    What stands in a loop counts once, and so does a channel: TPUs send in pieces, beside other
+    work, and every such piece of a program repeats the line of its collective.
     """
     found: dict[str, dict[str, int]] = {}
+    channels = set()
     for line in program.splitlines():
-        match = _COLLECTIVE.search(line)
-        if not match:
+        match, channel = _COLLECTIVE.search(line), _CHANNEL.search(line)
+        if not match or (channel and channel[1] in channels):
             continue
+        if channel:
+            channels.add(channel[1])
         entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
         entry["count"] += 1
         for dtype, shape in _ARRAY.findall(match[1]):
-            entry["bytes"] += math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(
-                dtype, 4
-            )
+            size = math.prod(int(n) for n in shape.split(",") if n)
+            entry["bytes"] += size * _BYTES.get(dtype, 4)
     return found
+
+
+def messages(found: dict[str, dict[str, int]]) -> str:
+    """`collectives` in words."""
+    said = (f"{kind} {one['count']}x {one['bytes']} B" for kind, one in found.items())
+    return ", ".join(said) or "none"
 
 
 def _shape(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from benchmarks.programs import training_step
+from benchmarks.programs import messages, training_step
 from benchmarks.provenance import ROOT, hardware, versions
 from configs import folder
 from medsegdiff_jax import cli
@@ -104,12 +104,8 @@ def main(argv: list[str]) -> None:
     print("devices  ms per step  over ideal  collectives")
     for count, row in rows.items():
         row["over_ideal"] = round(row["median_s"] / (int(count) * first), 3)
-        said = ", ".join(
-            f"{kind} {found['count']}x {found['bytes']} B"
-            for kind, found in row["collectives"].items()
-        )
-        milliseconds = row["median_s"] * 1e3
-        print(f"{count:7}  {milliseconds:11.1f}  {row['over_ideal']:10.2f}  {said or 'none'}")
+        milliseconds, said = row["median_s"] * 1e3, messages(row["collectives"])
+        print(f"{count:7}  {milliseconds:11.1f}  {row['over_ideal']:10.2f}  {said}")
     gflop, gradients = training_cost(_ESTIMATE.value)
     print(
         f"\n{_ESTIMATE.value}: {gflop:.0f} GFLOP per image, {gradients / 1e6:.0f} MB of gradients"

@@ -23,7 +23,7 @@ from absl import flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
-from benchmarks.programs import compiled, ensemble, training_step
+from benchmarks.programs import compiled, ensemble, messages, training_step
 from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import atomic, cli
 from medsegdiff_jax.types import InputError
@@ -56,11 +56,9 @@ def main(argv: list[str]) -> None:
     print("program        compile s  GiB per chip  messages")
     for name, build in (("training step", training_step), ("ensemble", ensemble)):
         row = rows[name] = compiled(build(config, _BATCH.value, devices).lower())[1]
-        said = ", ".join(
-            f"{kind} {found['count']}x {found['bytes']} B"
-            for kind, found in row["collectives"].items()
-        )
-        print(f"{name:13}  {row['compile_s']:9.1f}  {row['program_GiB']:12.3f}  {said or 'none'}")
+        said = messages(row["collectives"])
+        numbers = f"{row['compile_s']:9.1f}  {row['program_GiB']:12.3f}"
+        print(f"{name:13}  {numbers}  {said}", flush=True)
     del rows["ensemble"]["gflops"]  # its loops would count once
     if _OUTPUT.value:
         result = {

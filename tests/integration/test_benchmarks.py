@@ -57,6 +57,12 @@ def test_programs_are_lowered_from_shapes():
     assert drawn.out_info.members.shape == (3, 2, 16, 16, 1)
 
 
+def test_a_message_that_is_sent_in_pieces_counts_once():
+    line = "%gather.{} = f32[8,4]{{1,0}} all-gather(%x), channel_id={}, dimensions={{0}}"
+    program = "\n".join(line.format(*pair) for pair in ((1, 5), (2, 5), (3, 6)))
+    assert programs.collectives(program) == {"all-gather": {"count": 2, "bytes": 256}}
+
+
 def test_a_topology_that_no_compiler_knows_is_named(command):
     refused = command(
         "benchmarks/tpu_programs.py", "--config=configs/folder.py", "--topology=nonsense"
