@@ -47,6 +47,22 @@ def test_steps_and_members_scores_prefixes_of_one_ensemble(command, trained, dis
         assert figure.width > 200
 
 
+def test_the_figure_of_members_averages_seeds_and_classes(command, tmp_path):
+    for seed, middle in ((0, 0.5), (1, 0.7)):
+        curves = {"a": [0.4, middle, 0.6], "b": [0.6, middle, 0.8]}
+        dice = {name: [{"mean": mean} for mean in curve] for name, curve in curves.items()}
+        scores = {"uncertainty": {"dice_of_first": dice}}
+        for model in ("V2", "unwanted"):
+            row = {"model": model, "dataset": "cells", "scores": scores}
+            (tmp_path / f"{model}{seed}.json").write_text(json.dumps(row))
+    figure = tmp_path / "members.png"
+    flags = (f"--rows={tmp_path}", "--model=V2", f"--figure={figure}")
+    said = command("benchmarks/members_figure.py", *flags).output
+    assert "V2 0.5000 0.6000 0.7000" in said and "unwanted" not in said
+    with Image.open(figure) as drawn:
+        assert drawn.width > 200
+
+
 def test_programs_are_lowered_from_shapes():
     config = folder.get_config("default,tiny")
     config.data.image_size, config.sampling.members = 16, 3
