@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is loaded for its compiler alone
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # and does not ask Google Cloud where it is
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # it cannot be read without a TPU
 
 import jax
 from absl import flags
