@@ -29,14 +29,14 @@ TASK = Task(("lesion",), (1,), True, 3)
 
 
 class Program(NamedTuple):
-    """A jitted function, shapes of its arguments, and the mesh that it is to be lowered in."""
+    """A jitted function, the shapes of its arguments, and the mesh of its devices."""
 
     function: Any
     arguments: tuple[Any, ...]
     mesh: Mesh
 
-    def lower(self) -> Any:
-        """`jax.stages.Lowered`, which counts FLOPs and compiles."""
+    def lower(self) -> jax.stages.Lowered:
+        """In its mesh; the result counts FLOPs and compiles."""
         with jax.set_mesh(self.mesh):
             return self.function.lower(*self.arguments)
 
