@@ -10,8 +10,8 @@ A plan is a JSON file:
               its name (configs/isic2018.py), or else configs/folder.py
     training  flags of train.py that all rows share: the budget, the augmentation
     models    row -> {"config": recipe[,size], "flags": more flags of train.py, "sampling": flags of
-              sample.py}, or {"like": an earlier row, ...}, whose flags are added to that row's; the
-              first row is what the others are compared with
+              sample.py}, or {"like": an earlier row, ...}, whose flags are added to that row's or
+              replace them; the first row is what the others are compared with
     seeds     list of config.seed
     split     "validation" in a plan for choosing; may be missing: rows are scored on "test"
 
@@ -127,14 +127,19 @@ def runs_of(plan: dict[str, Any], folders: dict[str, str]) -> Iterator[Run]:
             own = f"configs/{dataset}.py"
             config = own if (ROOT / own).exists() else "configs/folder.py"
             for model, how in plan["models"].items():
-                training = (
+                training = _last_of_each(
                     f"--config={config}:{how['config']}",
                     f"--config.data.path={Path(folders[dataset]).resolve()}",
                     f"--config.seed={seed}",
                     *(*plan["training"], *of_data, *how["flags"], *_TRAINING.value),
                 )
-                sampling = tuple(how["sampling"])
+                sampling = _last_of_each(*how["sampling"])
                 yield Run(model, dataset, seed, plan.get("split", "test"), training, sampling)
+
+
+def _last_of_each(*words: str) -> tuple[str, ...]:
+    """Flags without those that a later one of the same name replaces."""
+    return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
 def measure(run: Run, work: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Exit status: 0 done, 2 wrong input (one line `error: ...`, no traceback), 130 in
 traceback for anything else, because that is a defect of the program and the traceback is needed.
 """
 
+import collections
 import errno
 import hashlib
 import logging
@@ -127,6 +128,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; every failure names the flag, the config file or the config field."""
     try:
         words = flags.FLAGS(argv)
+        _refuse_repeated_tuples(argv)
         for name in flags.FLAGS:
             # config_flags keeps a config file's OSError until a field of the config is asked for.
             getattr(flags.FLAGS[name].value, "keys", None)
@@ -140,6 +142,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
             error = error.__cause__
         text = _missing_field(error) or str(error)
         raise _FlagError(_without_traceback(text) or type(error).__name__) from error
+
+
+def _refuse_repeated_tuples(argv: Sequence[str]) -> None:
+    """A tuple given twice is joined by config_flags, where any other field takes the last value."""
+    given = collections.Counter(word.partition("=")[0].lstrip("-") for word in argv)
+    for name, count in given.items():
+        if name.startswith("config.") and count > 1:
+            if isinstance(flags.FLAGS[name], flags.MultiFlag):
+                raise InputError(f"--{name} is given {count} times")
 
 
 def _missing_field(error: Exception) -> str:

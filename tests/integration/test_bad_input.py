@@ -51,6 +51,11 @@ def _train(command, data, tmp_path, *flags, config="configs/folder.py:default,ti
         ([], "configs/folder.py:papr", "papr"),
         ([], "configs/nowhere.py", "configs/nowhere.py"),
         (["--wrokdir=x"], "configs/folder.py", "wrokdir"),
+        (
+            ["--config.model.widths=(8,16)", "--config.model.widths=(4,8)"],
+            "configs/folder.py",
+            "--config.model.widths is given 2 times",
+        ),
         (["discs"], "configs/folder.py", "discs"),
     ],
 )

@@ -68,6 +68,13 @@ def test_a_row_like_another_adds_to_its_flags(tmp_path):
     }
 
 
+def test_a_later_flag_of_a_row_replaces_an_earlier_one():
+    how = {"config": "default", "flags": ["--w=(1,2)", "--w=(3,4)"], "sampling": ["--s=1", "--s=2"]}
+    run = next(quality.runs_of(PLAN | {"models": {"wide": how}}, {"a": "/data/a"}))
+    assert [word for word in run.training if word.startswith("--w")] == ["--w=(3,4)"]
+    assert run.sampling == ("--s=2",)
+
+
 def test_a_public_dataset_has_its_own_config():
     plan = PLAN | {"data": {"btcv": [], "b": []}}
     runs = list(quality.runs_of(plan, {"btcv": "/data/btcv", "b": "/data/b"}))
