@@ -52,7 +52,7 @@ def _train(command, data, tmp_path, *flags, config="configs/folder.py:default,ti
         ([], "configs/nowhere.py", "configs/nowhere.py"),
         (["--wrokdir=x"], "configs/folder.py", "wrokdir"),
         (
-            ["--config.model.widths=(8,16)", "--config.model.widths=(4,8)"],
+            ["--config.model.widths=(8,16)", "--config.model.widths=(4,8)", "--config.num_steps=1"],
             "configs/folder.py",
             "--config.model.widths is given 2 times",
         ),
