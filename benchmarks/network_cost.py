@@ -16,11 +16,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from benchmarks.programs import binary_task
 from configs import base
 from medsegdiff_jax import denoiser, networks
-from medsegdiff_jax.types import Task
-
-_TASK = Task(("lesion",), (1,), True, 3)
 
 
 def gflops(function, *arguments) -> float:
@@ -31,7 +29,7 @@ def gflops(function, *arguments) -> float:
 def cost(config: ConfigDict) -> dict[str, float]:
     """Millions of parameters and GFLOPs of `encode`, `denoise` and a whole segmentation."""
     side = config.data.image_size
-    model = networks.build(config.model, _TASK, side)
+    model = networks.build(config.model, binary_task(), side)
     image, x_t = (jax.ShapeDtypeStruct((1, side, side, k), jnp.float32) for k in (3, 1))
     t = jax.ShapeDtypeStruct((), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image, x_t, t)

@@ -1,13 +1,13 @@
 """The two programs of a config, and what the compiler says of a program.
 
 They are lowered from shapes, not arrays, so that their devices need not be at hand
-(`tpu_programs.py`); images have three channels, the task is binary.
+(`tpu_programs.py`). The task is binary.
 """
 
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medsegdiff_jax import denoiser, losses, networks, process, train_state, train_step
-from medsegdiff_jax.partitioning import on_batch, on_data, replicated, sampling_mesh, training_mesh
+from medsegdiff_jax.partitioning import on_data, replicated, sampling_mesh, training_mesh
 from medsegdiff_jax.types import Task
 
 _COLLECTIVE = re.compile(
@@ -24,8 +24,6 @@ _COLLECTIVE = re.compile(
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "c64": 8}
-
-TASK = Task(("lesion",), (1,), True, 3)
 
 
 class Program(NamedTuple):
@@ -41,39 +39,54 @@ class Program(NamedTuple):
             return self.function.lower(*self.arguments)
 
 
-def training_step(config: ConfigDict, batch: int, devices: Sequence[jax.Device]) -> Program:
-    """One update of a batch over all devices: (state, batch) -> (state, terms)."""
+def binary_task(channels: int = 3) -> Task:
+    """One structure in images of so many channels."""
+    return Task(("lesion",), (1,), True, channels)
+
+
+def state_init(
+    config: ConfigDict, channels: int = 3
+) -> Callable[[jax.Array], train_state.TrainState]:
+    """Key -> the state before the first update."""
     side = config.data.image_size
-    mesh = training_mesh(config.model_shards, devices)
-    model = networks.build(config.model, TASK, side)
+    model = networks.build(config.model, binary_task(channels), side)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-    state = jax.eval_shape(
-        lambda key: train_state.init(model, optimizer, (side, side, 3), 1, key), jax.random.key(0)
-    )
-    diffusion, objective = process.build(config.diffusion, TASK), losses.build(config.loss)
+    return lambda key: train_state.init(model, optimizer, (side, side, channels), 1, key)
+
+
+def training_step(
+    config: ConfigDict, batch: int, devices: Sequence[jax.Device], channels: int = 3
+) -> Program:
+    """One update of a batch over all devices: (state, batch) -> (state, terms)."""
+    side, task = config.data.image_size, binary_task(channels)
+    mesh = training_mesh(config.model_shards, devices)
+    model = networks.build(config.model, task, side)
+    optimizer = train_state.build_optimizer(config.optim, config.num_steps)
+    diffusion, objective = process.build(config.diffusion, task), losses.build(config.loss)
     step = train_step.make_train_step(model, diffusion, objective, optimizer, config)
-    arrays = {
-        name: _shape((batch, side, side, channels), "float32", on_batch(mesh))
-        for name, channels in (("image", 3), ("mask", 1))
-    }
-    return Program(train_step.compile_train_step(step, mesh, state), (state, arrays), mesh)
+    state = jax.eval_shape(state_init(config, channels), jax.random.key(0))
+    image, mask = _images(batch, side, channels), _images(batch, side, 1)
+    arguments = (state, {"image": image, "mask": mask})
+    return Program(train_step.compile_train_step(step, mesh, state), arguments, mesh)
 
 
-def ensemble(config: ConfigDict, batch: int, devices: Sequence[jax.Device]) -> Program:
+def ensemble(
+    config: ConfigDict, batch: int, devices: Sequence[jax.Device], channels: int = 3
+) -> Program:
     """All members of a batch of cases, as the config's `sampling` says: a `SegmentFn`."""
-    side, sampling = config.data.image_size, config.sampling
+    side, sampling, task = config.data.image_size, config.sampling, binary_task(channels)
     mesh = sampling_mesh(batch, devices)
-    model = networks.build(config.model, TASK, side)
+    model = networks.build(config.model, task, side)
     names = ("steps", "sampler", "member_chunk", "mirror")
     draw = denoiser.make_segment_fn(
-        model, process.build(config.diffusion, TASK), **{name: sampling[name] for name in names}
+        model, process.build(config.diffusion, task), **{name: sampling[name] for name in names}
     )
     whole, split = replicated(mesh), on_data(mesh)
-    one, x_t = (jax.ShapeDtypeStruct((1, side, side, k), "float32") for k in (3, 1))
+    one, x_t = _images(1, side, channels), _images(1, side, 1)
     params = jax.eval_shape(model.init, jax.random.key(0), one, x_t, 0)["params"]
     arguments = (
         jax.tree.map(lambda leaf: _shape(leaf.shape, leaf.dtype, whole), params),
-        _shape((batch, side, side, 3), "float32", split),
+        _images(batch, side, channels, split),
         _shape((batch,), "uint32", split),
         _shape((), "uint32", whole),
         _shape((batch,), "int32", split),
@@ -123,6 +136,10 @@ def messages(found: dict[str, dict[str, int]]) -> str:
     """`collectives` in words."""
     said = (f"{kind} {one['count']}x {one['bytes']} B" for kind, one in found.items())
     return ", ".join(said) or "none"
+
+
+def _images(batch: int, side: int, channels: int, sharding: Any = None) -> jax.ShapeDtypeStruct:
+    return _shape((batch, side, side, channels), "float32", sharding)
 
 
 def _shape(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

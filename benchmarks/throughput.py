@@ -27,29 +27,17 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks.programs import compiled
+from benchmarks.programs import binary_task, compiled, ensemble, state_init, training_step
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import (
-    cli,
-    denoiser,
-    losses,
-    networks,
-    process,
-    samplers,
-    schedules,
-    train_state,
-    train_step,
-)
+from medsegdiff_jax import cli, denoiser, networks, process, samplers, schedules
 from medsegdiff_jax.partitioning import (
     compiler_options,
     on_batch,
-    on_data,
     replicated,
-    sampling_mesh,
     state_shardings,
     training_mesh,
 )
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images per training step, cases per sampling call.")
@@ -80,41 +68,30 @@ class Subject:
 
     def __init__(self, config: Any, batch: int, channels: int, precision: str):
         config.model.dtype = precision
-        self.config, self.batch, self.size = config, batch, config.data.image_size
-        self.task = Task(("lesion",), (1,), True, channels)
-        self.model = networks.build(config.model, self.task, self.size)
-        self.process = process.build(config.diffusion, self.task)
+        self.config, self.batch, self.channels = config, batch, channels
+        side, task = config.data.image_size, binary_task(channels)
+        self.model = networks.build(config.model, task, side)
+        self.process = process.build(config.diffusion, task)
         self.mesh = training_mesh(config.model_shards, jax.devices())
         self.split = on_batch(self.mesh)
-        optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-        self.optimizer = optimizer
-        shape = (self.size, self.size, channels)
-
-        def init(key: Any) -> Any:
-            return train_state.init(self.model, optimizer, shape, 1, key)
-
+        init = state_init(config, channels)
         shardings = state_shardings(self.mesh, jax.eval_shape(init, jax.random.key(0)))
         self.state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         rng = np.random.default_rng(0)
-        self.image = rng.standard_normal((batch, *shape), np.float32)
-        self.mask = (rng.random((batch, self.size, self.size, 1)) < 0.2).astype(np.float32)
+        self.image = rng.standard_normal((batch, side, side, channels), np.float32)
+        self.mask = (rng.random((batch, side, side, 1)) < 0.2).astype(np.float32)
 
     def train(self, repeats: int) -> dict[str, Any]:
         """One update of the whole batch."""
-        objective = losses.build(self.config.loss)
-        step = train_step.make_train_step(
-            self.model, self.process, objective, self.optimizer, self.config
-        )
+        step = training_step(self.config, self.batch, jax.devices(), self.channels)
+        program, facts = compiled(step.lower())
         batch = jax.device_put({"image": self.image, "mask": self.mask}, self.split)
-        step = train_step.compile_train_step(step, self.mesh, self.state)
-        with jax.set_mesh(self.mesh):
-            program, facts = compiled(step.lower(self.state, batch))
 
-            def update() -> Any:
-                self.state, terms = program(self.state, batch)  # the old state is overwritten
-                return terms
+        def update() -> Any:
+            self.state, terms = program(self.state, batch)  # the old state is overwritten
+            return terms
 
-            return self._row(facts, timed(update, repeats))
+        return self._row(facts, timed(update, repeats))
 
     def denoise(self, repeats: int) -> dict[str, Any]:
         """One denoising step of the whole batch, the condition given."""
@@ -142,23 +119,15 @@ class Subject:
 
     def segment(self, repeats: int) -> dict[str, Any]:
         """The whole ensemble of the config's `sampling`; it is long, so it is repeated less."""
-        repeats = max(2, repeats // 5)
-        sampling = self.config.sampling
-        names = ("steps", "sampler", "member_chunk", "mirror")
-        function = denoiser.make_segment_fn(
-            self.model, self.process, **{name: sampling[name] for name in names}
-        )
-        mesh = sampling_mesh(self.batch, jax.devices())
-        segment = denoiser.compile_segment_fn(function, mesh, sampling.members)
-        params = jax.device_put(self._params(), replicated(mesh))
-        image = jax.device_put(self.image, on_data(mesh))
-        case = jax.device_put(np.arange(self.batch, dtype=np.uint32), on_data(mesh))
-        first = jax.device_put(np.zeros(self.batch, np.int32), on_data(mesh))
-        arguments = (params, image, case, np.uint32(0), first)
-        with jax.set_mesh(mesh):
-            program, facts = compiled(segment.lower(*arguments))
-            facts["gflops"] = float("nan")  # its loops would count once
-            row = self._row(facts, timed(lambda: program(*arguments), repeats))
+        repeats, sampling = max(2, repeats // 5), self.config.sampling
+        segment = ensemble(self.config, self.batch, jax.devices(), self.channels)
+        program, facts = compiled(segment.lower())
+        facts["gflops"] = float("nan")  # its loops would count once
+        case, first = np.arange(self.batch, dtype=np.uint32), np.zeros(self.batch, np.int32)
+        given = (self._params(), self.image, case, np.uint32(0), first)
+        shardings = jax.tree.map(lambda shape: shape.sharding, segment.arguments)
+        arguments = jax.device_put(given, shardings)
+        row = self._row(facts, timed(lambda: program(*arguments), repeats))
         return {"members": sampling.members, "steps": sampling.steps, **row}
 
     def segment_naively(self, repeats: int) -> dict[str, Any]:
@@ -175,7 +144,7 @@ class Subject:
             prediction = self.process.predict(output, x_t, t)
             return samplers.SAMPLERS[sampling.sampler].step(schedule, prediction, x_t, t, s, noise)
 
-        def ensemble() -> Any:
+        def loop() -> Any:
             members = []
             for member in range(sampling.members):
                 keys = jax.random.split(jax.random.key(member), len(path))
@@ -186,7 +155,7 @@ class Subject:
             return members
 
         facts = {"compile_s": float("nan"), "gflops": float("nan")}
-        return self._row(facts, timed(ensemble, repeats))
+        return self._row(facts, timed(loop, repeats))
 
     def _row(self, facts: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
         rate = self.batch / seconds["median_s"]

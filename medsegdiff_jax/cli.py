@@ -148,9 +148,9 @@ def _refuse_repeated_tuples(argv: Sequence[str]) -> None:
     """A tuple given twice is joined by config_flags, where any other field takes the last value."""
     given = collections.Counter(word.partition("=")[0].lstrip("-") for word in argv)
     for name, count in given.items():
-        if name.startswith("config.") and count > 1:
-            if isinstance(flags.FLAGS[name], flags.MultiFlag):
-                raise InputError(f"--{name} is given {count} times")
+        repeated = count > 1 and name.startswith("config.")
+        if repeated and isinstance(flags.FLAGS[name], flags.MultiFlag):
+            raise InputError(f"--{name} is given {count} times")
 
 
 def _missing_field(error: Exception) -> str:
