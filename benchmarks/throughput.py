@@ -30,13 +30,7 @@ from ml_collections import config_flags
 from benchmarks.programs import binary_task, compiled, ensemble, state_init, training_step
 from benchmarks.provenance import hardware, versions
 from medsegdiff_jax import cli, denoiser, networks, process, samplers, schedules
-from medsegdiff_jax.partitioning import (
-    compiler_options,
-    on_batch,
-    replicated,
-    state_shardings,
-    training_mesh,
-)
+from medsegdiff_jax.partitioning import compiler_options, on_batch, replicated, state_shardings
 from medsegdiff_jax.types import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -72,19 +66,19 @@ class Subject:
         side, task = config.data.image_size, binary_task(channels)
         self.model = networks.build(config.model, task, side)
         self.process = process.build(config.diffusion, task)
-        self.mesh = training_mesh(config.model_shards, jax.devices())
+        self.training = training_step(config, batch, jax.devices(), channels)
+        self.mesh = self.training.mesh
         self.split = on_batch(self.mesh)
-        init = state_init(config, channels)
-        shardings = state_shardings(self.mesh, jax.eval_shape(init, jax.random.key(0)))
-        self.state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+        shardings = state_shardings(self.mesh, self.training.arguments[0])
+        init = jax.jit(state_init(config, channels), out_shardings=shardings)
+        self.state = init(jax.random.key(0))
         rng = np.random.default_rng(0)
         self.image = rng.standard_normal((batch, side, side, channels), np.float32)
         self.mask = (rng.random((batch, side, side, 1)) < 0.2).astype(np.float32)
 
     def train(self, repeats: int) -> dict[str, Any]:
         """One update of the whole batch."""
-        step = training_step(self.config, self.batch, jax.devices(), self.channels)
-        program, facts = compiled(step.lower())
+        program, facts = compiled(self.training.lower())
         batch = jax.device_put({"image": self.image, "mask": self.mask}, self.split)
 
         def update() -> Any:
