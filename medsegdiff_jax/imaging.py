@@ -180,7 +180,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    plane = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    plane = Image.fromarray(plane.astype(np.float32, copy=False))
     return np.asarray(plane.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
@@ -322,7 +322,7 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     with replacing(path) as temporary, temporary.open("wb") as file:
-        Image.fromarray(np.ascontiguousarray(array)).save(file, format="PNG")
+        Image.fromarray(array).save(file, format="PNG")
 
 
 def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.25) -> None:
@@ -333,7 +333,7 @@ def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: fl
       frames: at least one.
       seconds: each of them is shown.
     """
-    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    pictures = [Image.fromarray(frame) for frame in frames]
     durations = [round(1000 * seconds)] * len(pictures)
     durations[-1] = 2000
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -157,7 +157,7 @@ def case_pictures(
     """
     scale = min(1.0, SHEET_PIXELS / max(labels.shape))
     size = tuple(max(1, round(side * scale)) for side in labels.shape)
-    small = imaging.resize_image(np.ascontiguousarray(image), size)
+    small = imaging.resize_image(image, size)
     regions = regions_of(imaging.resize_labels(labels, size), task)
     chance = imaging.resize_probability(foreground(probability, task)[..., None], size)[..., 0]
     doubt = imaging.resize_probability(uncertainty[..., None], size)[..., 0]
@@ -179,7 +179,7 @@ def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarra
     """
     scale = SHEET_PIXELS / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
-    small = imaging.resize_image(np.ascontiguousarray(image), size)
+    small = imaging.resize_image(image, size)
     frames = []
     for noisy, chance in zip(*np.split(path, 2, axis=-1), strict=True):
         chance = imaging.resize_probability(chance, size)

@@ -126,7 +126,7 @@ def _draw(
     height, width = np.maximum(1, np.rint(sides * PICTURE_PIXELS / sides.max()))
     size = int(height), int(width)
     regions = np.stack([imaging.resize_labels(mask, size) for mask in masks], axis=-1)
-    ground = imaging.resize_image(np.ascontiguousarray(report.to_display(ground)), size)
+    ground = imaging.resize_image(report.to_display(ground), size)
     buffer = io.BytesIO()
     Image.fromarray(report.overlay(ground, regions, None)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

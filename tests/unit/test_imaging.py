@@ -305,7 +305,9 @@ def test_labels_above_255_need_two_bytes():
     assert labels.dtype == np.uint16 and labels[0, 0] == 300
 
 
-@pytest.mark.parametrize("array", [GREY, GREY[..., None], RGB, GREY.astype(np.uint16) * 257])
+@pytest.mark.parametrize(
+    "array", [GREY, GREY[..., None], RGB, RGB[::-1].swapaxes(0, 1), GREY.astype(np.uint16) * 257]
+)
 def test_written_png_is_read_back(tmp_path, array):
     imaging.write_png(tmp_path / "new" / "image.png", array)
     read = imaging.read_image(tmp_path / "new" / "image.png")
