@@ -302,13 +302,14 @@ def initial_state(
         shapes,
         shardings,
     )
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    _log.info("%s: %.2f M parameters", config.model.name, count / 1e6)
     state = checkpoints.restore_latest(abstract)
     if state is None:
+        _log.info("compiling and drawing the initial state")
         state = jax.jit(init, out_shardings=shardings)(key)
     else:
         _log.info("resuming at step %d", int(state.step))
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-    _log.info("%s: %.2f M parameters", config.model.name, count / 1e6)
     return state
 
 
