@@ -83,24 +83,33 @@ class NBPFilter(nn.Module):
     Attributes:
       features: width of the blocks.
       blocks: R.
+      dtype: compute dtype of the blocks. In training, where each image has a step and so a filter
+        of its own, their activations are the largest that the network has at 256 x 256.
     """
 
     features: int
     blocks: int
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, embedding: Array, rows: int, columns: int) -> Array:
         """embedding: [1 or B, E] of the step -> [1 or B, rows, columns // 2 + 1] float32."""
         x = frequency_coordinates(rows, columns)[None]
         embedding = nn.silu(embedding)
+
+        def of_step(name: str) -> Array:
+            values = nn.Dense(self.features, dtype=self.dtype, name=name)(embedding)
+            return values[:, None, None, :]
+
         for index in range(self.blocks):
-            x = nn.Dense(self.features, name=f"conv_{index}")(x)
-            x = nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False)(x)
-            scale = nn.Dense(self.features, name=f"scale_{index}")(embedding)[:, None, None, :]
-            shift = nn.Dense(self.features, name=f"shift_{index}")(embedding)[:, None, None, :]
-            x = nn.silu(x * (1 + scale) + shift)
+            # Coordinates need float32, and cost little: they are the same for the whole batch.
+            dtype = self.dtype if index else jnp.float32
+            x = nn.Dense(self.features, dtype=dtype, name=f"conv_{index}")(x)
+            norm = nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=self.dtype)
+            x = nn.silu(norm(x) * (1 + of_step(f"scale_{index}")) + of_step(f"shift_{index}"))
         gain = nn.Dense(
             1,
+            dtype=jnp.float32,
             kernel_init=nn.initializers.normal(0.01),
             bias_init=nn.initializers.constant(3.0),
             name="gain",
@@ -114,7 +123,7 @@ class SpectralAttention(nn.Module):
     Attributes:
       features: width d of query, key and value.
       filter_features, filter_blocks: size of the NBP filter; no filter if filter_blocks is 0.
-      dtype: compute dtype of the matrix products; the transform is float32.
+      dtype: compute dtype of matrix products and filter; the transform is float32.
     """
 
     features: int
@@ -133,7 +142,8 @@ class SpectralAttention(nn.Module):
         affinity = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
         affinity = affinity / (jnp.sqrt(self.features) * k.shape[1])
         if self.filter_blocks:
-            nbp = NBPFilter(self.filter_features, self.filter_blocks, name="nbp_filter")
+            shape = (self.filter_features, self.filter_blocks, self.dtype)
+            nbp = NBPFilter(*shape, name="nbp_filter")
             affinity = filter_spectrum(affinity, nbp(embedding, *affinity.shape[1:]))
         return jnp.einsum("bqk,bkd->bqd", affinity.astype(self.dtype), v)
 

@@ -114,6 +114,16 @@ def test_filter_starts_near_all_pass_and_follows_the_step():
     assert float(jnp.abs(moved[0] - moved[1]).max()) > 1e-3
 
 
+def test_filter_in_bfloat16_is_that_of_float32_up_to_rounding():
+    embedding = jax.random.normal(jax.random.key(0), (2, 16))
+    exact, rounded = (spectral.NBPFilter(8, 6, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    params = exact.init(jax.random.key(1), embedding, 64, 64)["params"]
+    params["gain"] = {"kernel": jnp.linspace(-1.0, 1.0, 8)[:, None], "bias": jnp.zeros(1)}
+    expected, gains = (nbp.apply({"params": params}, embedding, 64, 64) for nbp in (exact, rounded))
+    assert gains.dtype == jnp.float32 and float(jnp.ptp(expected)) > 0.05
+    assert 0 < float(jnp.abs(gains - expected).max()) < 2**-7
+
+
 def test_fft_is_float32_under_bfloat16():
     attention = spectral.SpectralAttention(8, 4, 2, dtype=jnp.bfloat16)
     tokens = jnp.ones((1, 4, 8), jnp.bfloat16)
