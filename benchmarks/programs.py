@@ -1,7 +1,7 @@
 """The two programs of a config, and what the compiler says of a program.
 
 They are lowered from shapes, not arrays, so that their devices need not be at hand
-(`tpu_programs.py`). The task is binary.
+(`accelerator_programs.py`). The task is binary.
 """
 
 import math
@@ -21,9 +21,12 @@ from medsegdiff_jax.types import Task
 _COLLECTIVE = re.compile(
     r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.+?) ([\w-]+)\((.*)")
+_NAME = re.compile(r"%([\w.-]+)")
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "c64": 8}
+_BYTES = {"f64": 8, "c64": 8, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}  # others: 4
 
 
 class Program(NamedTuple):
@@ -106,8 +109,26 @@ def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, dict[str
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes
         total = held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
         facts["program_GiB"] = round(total / 2**30, 4)
-    facts["collectives"] = collectives(program.as_text())
+    text = program.as_text()
+    facts["moved_GiB"] = round(moved(text) / 2**30, 3)
+    facts["collectives"] = collectives(text)
     return program, facts
+
+
+def moved(program: str) -> int:
+    """Bytes that go through memory: operands and results of a compiled program's kernels.
+
+    Of its entry alone: what a loop or a conditional does in itself is left out. An operand counts
+    as a whole where only a part of it is read.
+    """
+    entry = program[program.index("\nENTRY ") :]
+    total, size_of = 0, {}
+    for name, types, kind, rest in _INSTRUCTION.findall(entry):
+        size_of[name] = _size(types)
+        if kind not in _FREE and not kind.endswith("-done"):
+            operands = _NAME.findall(rest.split("), ")[0])
+            total += size_of[name] + sum(size_of.get(operand, 0) for operand in operands)
+    return total
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:
@@ -126,10 +147,16 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
             channels.add(channel[1])
         entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
         entry["count"] += 1
-        for dtype, shape in _ARRAY.findall(match[1]):
-            size = math.prod(int(n) for n in shape.split(",") if n)
-            entry["bytes"] += size * _BYTES.get(dtype, 4)
+        entry["bytes"] += _size(match[1])
     return found
+
+
+def _size(types: str) -> int:
+    """Bytes of an array, or of a tuple of them, as a program's text names its types."""
+    return sum(
+        math.prod(int(n) for n in shape.split(",") if n) * _BYTES.get(dtype, 4)
+        for dtype, shape in _ARRAY.findall(types)
+    )
 
 
 def messages(found: dict[str, dict[str, int]]) -> str:

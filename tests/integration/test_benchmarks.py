@@ -3,6 +3,7 @@
 import json
 
 import jax
+import pytest
 from PIL import Image
 
 from benchmarks import programs
@@ -79,8 +80,27 @@ def test_a_message_that_is_sent_in_pieces_counts_once():
     assert programs.collectives(program) == {"all-gather": {"count": 2, "bytes": 256}}
 
 
-def test_a_topology_that_no_compiler_knows_is_named(command):
-    refused = command(
-        "benchmarks/tpu_programs.py", "--config=configs/folder.py", "--topology=nonsense"
-    )
-    assert "--topology=nonsense" in refused.refusal
+def test_what_a_program_moves_is_operands_and_results_of_its_kernels():
+    program = """
+%inner (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %n = f32[4]{0} negate(%p)
+}
+
+ENTRY %main (x: bf16[8,4], y: f32[8,4]) -> f32[8,4] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  %y = f32[8,4]{1,0:T(8,128)} parameter(1)
+  %f.1 = (bf16[8,4]{1,0}, f32[8]{0}) fusion(%x, %y), kind=kLoop, calls=%inner
+  %g = f32[8]{0} get-tuple-element(%f.1), index=1
+  ROOT %r = f32[8,4]{1,0} broadcast(%g), dimensions={0}
+}
+"""
+    fusion, broadcast = (64 + 128) + (64 + 32), 32 + 128
+    assert programs.moved(program) == fusion + broadcast
+
+
+@pytest.mark.parametrize("topology", ["nonsense", "h100:nonsense"])
+def test_a_topology_that_no_compiler_knows_is_named(command, topology):
+    flags = ("--config=configs/folder.py", f"--topology={topology}")
+    refused = command("benchmarks/accelerator_programs.py", *flags)
+    assert f"--topology={topology}" in refused.refusal
