@@ -99,7 +99,7 @@ def chips(topology: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(
             name, platform="cuda", target_config=_text_proto(target), topology=f"1x1x{count or 1}"
         ).devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             f"--topology={topology}: {error} (--help says which compiler it needs)"
         ) from error
