@@ -115,8 +115,7 @@ class Subject:
         """The whole ensemble of the config's `sampling`; it is long, so it is repeated less."""
         repeats, sampling = max(2, repeats // 5), self.config.sampling
         segment = ensemble(self.config, self.batch, jax.devices(), self.channels)
-        program, facts = compiled(segment.lower())
-        facts["gflops"] = float("nan")  # its loops would count once
+        program, facts = compiled(segment.lower(), in_loops=True)
         case, first = np.arange(self.batch, dtype=np.uint32), np.zeros(self.batch, np.int32)
         given = (self._params(), self.image, case, np.uint32(0), first)
         shardings = jax.tree.map(lambda shape: shape.sharding, segment.arguments)

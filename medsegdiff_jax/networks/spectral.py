@@ -84,7 +84,7 @@ class NBPFilter(nn.Module):
       features: width of the blocks.
       blocks: R.
       dtype: compute dtype of the blocks. In training, where each image has a step and so a filter
-        of its own, their activations are the largest that the network has at 256 x 256.
+        of its own, their activations are a large part of what the network moves through memory.
     """
 
     features: int
