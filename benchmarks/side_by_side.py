@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from benchmarks.predicted import picture
 from medsegdiff_jax import cli, imaging, metrics, report
 from medsegdiff_jax.types import InputError
 
@@ -22,18 +23,6 @@ _MASKS = flags.DEFINE_string("masks", None, "Folder of their reference masks.")
 _PREDICTIONS = flags.DEFINE_multi_string("predictions", [], "NAME=FOLDER of a model; repeatable.")
 _CASES = flags.DEFINE_list("cases", [], "Names of cases.")
 _FIGURE = flags.DEFINE_string("figure", None, "PNG to write.")
-
-
-def picture(folder: Path, case: str, suffix: str = "") -> Path:
-    """The file of a case, whatever its kind of picture.
-
-    Raises:
-      InputError: there is none, or several.
-    """
-    found = [path for path in folder.iterdir() if path.stem == case + suffix]
-    if len(found) != 1:
-        raise InputError(f"{folder}: {len(found)} files named {case}{suffix}, not 1")
-    return found[0]
 
 
 def row(models: dict[str, Path], case: str) -> list[tuple[str, np.ndarray]]:

@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from medsegdiff_jax.version import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("medsegdiff_jax", "configs", "data", "benchmarks", "tests")
 MAX_FILE_LINES = 400
@@ -134,6 +136,15 @@ def test_constraints_pin_every_requirement_once(version):
 def test_every_run_time_requirement_has_a_lower_bound():
     wrong = [str(r) for r in _requirements(extras=False) if ">=" not in str(r.specifier)]
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [("CITATION.cff", r"^version: (\S+)$"), ("README.md", r"^  version = \{(\S+)\},$")],
+)
+def test_whoever_cites_names_this_version(file, pattern):
+    found = re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found == [__version__]
 
 
 def test_ruff_is_configured():

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +63,33 @@ def test_the_figure_of_members_averages_seeds_and_classes(command, tmp_path):
     assert "V2 0.5000 0.6000 0.7000" in said and "unwanted" not in said
     with Image.open(figure) as drawn:
         assert drawn.width > 200
+
+
+def test_raters_and_members_are_drawn_beside_each_other(command, tmp_path):
+    data, predictions = tmp_path / "data", tmp_path / "predictions"
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:12] = 1
+
+    def write(path, pixels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    write(data / "images" / "a.jpg", 200 - 100 * mask)
+    write(data / "masks_1" / "a.png", mask)
+    write(data / "masks_2" / "a.png", np.roll(mask, 1, axis=0))
+    for name in ("probability", "uncertainty"):
+        write(predictions / f"a_{name}.png", 255 * mask)
+    figure = tmp_path / "figure.png"
+    flags = (f"--data={data}", f"--predictions={predictions}", "--cases=a", f"--figure={figure}")
+    refused = command("benchmarks/raters_and_members.py", *flags)
+    assert "no members of a" in refused.refusal and not figure.exists()
+    write(predictions / "a_member_00.png", np.roll(mask, 4, axis=1))
+    command("benchmarks/raters_and_members.py", *flags)
+    with Image.open(figure) as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    columns = np.array_split(pixels, 5, axis=1)
+    cyan = [int(((c[..., 2] - c[..., 0]) > 100).sum()) for c in columns[:3]]
+    assert cyan[0] == 0 and cyan[1] > 1.5 * cyan[2] > 0  # two raters, one member
 
 
 def test_programs_are_lowered_from_shapes():
