@@ -40,7 +40,7 @@ demo: $(VENV)/installed  ## train on phantoms, segment held-out ones, score and 
 	$(BIN)/python train.py --config=configs/demo.py --workdir=$(RUN)
 	$(BIN)/python -m data --config=configs/demo.py --split=test --output=$(RUN)/test
 	$(BIN)/python sample.py --checkpoint=$(RUN) --input=$(RUN)/test/images \
-	  --output=$(RUN)/predictions --members=10
+	  --output=$(RUN)/predictions --save=mask,probability,uncertainty,overlay,members
 	$(BIN)/python evaluate.py --predictions=$(RUN)/predictions --references=$(RUN)/test \
 	  --output=$(RUN)/evaluation
 	$(BIN)/python -c 'from medsegdiff_jax import report; \

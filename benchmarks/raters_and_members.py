@@ -1,10 +1,9 @@
 """What raters say of an image, and what members of an ensemble say: a row per case.
 
     make demo
-    python sample.py --checkpoint=runs/demo --input=runs/demo/test/images \
-        --output=runs/demo_members --save=mask,probability,uncertainty,members
-    python -m benchmarks.raters_and_members --data=runs/demo/test --predictions=runs/demo_members \
-        --cases=binary_test_007,binary_test_027 --figure=docs/phantom_members.png
+    python -m benchmarks.raters_and_members --data=runs/demo/test \
+        --predictions=runs/demo/predictions --cases=binary_test_007,binary_test_027 \
+        --figure=docs/phantom_members.png
 
 Outlines of every rater (`masks/` or `masks_*/`) and of every member, then the fused probability and
 the uncertainty. Whatever is not 0 in a mask is foreground.
