@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ class LoadedModel:
       description: one line that says which weights these are.
       metadata: everything that was stored beside the parameters.
       temperature: of its calibration (see `temperature`), 1 without one.
+      fitted_with: the settings of sampling that it was fitted with; empty without one.
       folder: the checkpoint, None for an exported model.
     """
 
@@ -106,6 +107,7 @@ class LoadedModel:
     description: str
     metadata: dict[str, Any]
     temperature: float = 1.0
+    fitted_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path | None = None
 
 
@@ -127,7 +129,11 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
                     f"{EXPORT_FORMAT}"
                 )
             loaded = _load(root / "params", metadata, f"{metadata['source']}, exported to {root}")
-        return dataclasses.replace(loaded, temperature=metadata.get("temperature", 1.0))
+        return dataclasses.replace(
+            loaded,
+            temperature=metadata.get("temperature", 1.0),
+            fitted_with=metadata.get("fitted_with", {}),
+        )
     if (root / "ema").is_dir():
         return _load_step(root)
     if not (root / _FOLDER).is_dir():
@@ -172,9 +178,12 @@ def _load_step(folder: Path) -> LoadedModel:
         calibration = folder / CALIBRATION
         stored = json.loads(calibration.read_text()) if calibration.is_file() else {}
         temperature = float(stored.get("temperature", 1.0))
+        fitted_with = dict(stored.get("sampling", {}))
     ranked = "not validated" if dice == UNRANKED else f"validation Dice {dice:.4f}"
     loaded = _load(folder / "ema", metadata, f"EMA weights of step {folder.name} ({ranked})")
-    return dataclasses.replace(loaded, temperature=temperature, folder=folder)
+    return dataclasses.replace(
+        loaded, temperature=temperature, fitted_with=fitted_with, folder=folder
+    )
 
 
 def _load(params: Path, metadata: dict[str, Any], description: str) -> LoadedModel:

@@ -24,6 +24,7 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
         "exported_by": __version__,
         "source": loaded.description,
         "temperature": loaded.temperature,
+        "fitted_with": dict(loaded.fitted_with),
         "preprocessing": {
             "size": [data.image_size, data.image_size],
             "resize": "bilinear, antialiased when shrinking",

@@ -1,5 +1,6 @@
 """Pictures as cases of a prediction: finding them, segmenting them, and what is written of each."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -7,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from medsegdiff_jax import imaging, report
+from medsegdiff_jax import fusion, imaging, report
 from medsegdiff_jax.result_files import (
     CaseFiles,
     case_files,
     choose,
     class_channels,
     files_of,
+    marked_over,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
 from medsegdiff_jax.types import InputError, Task
@@ -62,10 +64,15 @@ def segment(
     images = ((name, imaging.read_image(path)) for name, (path,) in cases.items())
     keep = {"keep_members": "members" in save, "keep_path": "animation" in save}
     for result in segmenter.stream(images, settings, **keep):
-        yield _case(result, segmenter.task, save)
+        probable = fusion.decide(result.probability, segmenter.task)
+        growth = marked_over(result.mask, imaging.mask_to_labels(probable, segmenter.task))
+        scaled = segmenter.scaled(result.probability, settings)
+        result = dataclasses.replace(result, probability=scaled)
+        yield _case(result, growth, segmenter.task, save)
 
 
-def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
+def _case(result: CaseResult, growth: float, task: Task, save: Sequence[str]) -> CaseFiles:
+    """What is written of a result, whose probability has been scaled."""
     arrays: dict[str, list[np.ndarray]] = {}
     shown = report.to_display(result.image)
     if "mask" in save:
@@ -93,6 +100,7 @@ def _case(result: CaseResult, task: Task, save: Sequence[str]) -> CaseFiles:
         case_id=result.case_id,
         seconds=result.seconds,
         members=result.fused_members,
+        growth=growth,
         pictures=report.case_pictures(result.case_id, shown, *answers, task),
         writers=writers,
         task=task,

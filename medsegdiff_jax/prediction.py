@@ -26,6 +26,7 @@ from medsegdiff_jax.types import InputError, Task
 from medsegdiff_jax.version import __version__
 
 SHEET_CASES = 16
+LARGEST_GROWTH = 2.0  # of masks by the decision; trained models stay near 1
 LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more than these
 
 _SAME_RUN = ("checkpoint_sha256", "temperature", "sampling", "task")
@@ -33,6 +34,8 @@ _SAME_RUN = ("checkpoint_sha256", "temperature", "sampling", "task")
 _RESULT_DEPENDS_ON = (
     *("members", "steps", "sampler", "fusion", "seed", "tolerance", "decision", "mirror"),
 )
+# The number of members and the decision do not change what the probabilities mean.
+_TEMPERATURE_DEPENDS_ON = ("steps", "sampler", "fusion", "mirror")
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -84,6 +87,7 @@ def predict(
     if not task.modalities:
         # A lone image must not be computed as a padded batch of many.
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(cases)))
+    _warn_of_other_settings(segmenter, settings)
     run = describe(segmenter, settings)
     with atomic.alone(folder):
         run["cases"] = finished(folder, run, cases, save)
@@ -92,6 +96,7 @@ def predict(
     if len(left) < len(cases):
         _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
     sheet: list[report.CasePictures] = []
+    growth: list[float] = []
     listed = time.monotonic()
     try:
         results = kind.segment(segmenter, left, settings, save)
@@ -102,6 +107,7 @@ def predict(
                 "seconds": round(result.seconds, 4),
                 "members": result.members,
             }
+            growth.append(result.growth)
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
             if time.monotonic() - listed > LIST_SECONDS:
@@ -112,6 +118,29 @@ def predict(
         _list(folder, run, cases)
     if sheet:
         report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
+    _warn_of_growth(growth)
+
+
+def _warn_of_other_settings(segmenter: Segmenter, settings: Settings) -> None:
+    fitted = {field: segmenter.fitted_with.get(field) for field in _TEMPERATURE_DEPENDS_ON}
+    other = [f"{k}={v}" for k, v in fitted.items() if v is not None and v != getattr(settings, k)]
+    if other and segmenter.temperature_of(settings) != 1:
+        _log.warning(
+            "the temperature of this checkpoint was fitted with %s; calibrate.py fits it anew",
+            ", ".join(other),
+        )
+
+
+def _warn_of_growth(growth: Sequence[float]) -> None:
+    """Expected Dice trusts the probabilities; where most pixels are in doubt it marks them all."""
+    found = [one for one in growth if np.isfinite(one)]
+    if found and np.median(found) > LARGEST_GROWTH:
+        _log.warning(
+            "the masks are %.1f times as large as what is more probable than not (median): the "
+            "model is unsure nearly everywhere, as after too short a training; "
+            "--decision=probable marks only what is probable",
+            np.median(found),
+        )
 
 
 def _check(save: Sequence[str], task: Task, settings: Settings) -> None:

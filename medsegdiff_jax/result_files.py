@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from medsegdiff_jax import imaging, report
 from medsegdiff_jax.types import InputError, Task
 
@@ -24,6 +26,7 @@ class CaseFiles:
       case_id: its name.
       seconds: of computing.
       members: that were fused; of a volume, the mean over its slices.
+      growth: pixels of the mask over those that are more probable than not; NaN if there are none.
       pictures: its row in the contact sheet.
       writers: one of SAVE -> file name -> what writes it to a path.
     """
@@ -31,6 +34,7 @@ class CaseFiles:
     case_id: str
     seconds: float
     members: float
+    growth: float
     pictures: report.CasePictures
     writers: dict[str, dict[str, Callable[[Path], None]]]
 
@@ -54,6 +58,7 @@ def case_files(
     case_id: str,
     seconds: float,
     members: float,
+    growth: float,
     pictures: report.CasePictures,
     writers: Mapping[str, Sequence[Callable[[Path], None]]],
     task: Task,
@@ -64,7 +69,13 @@ def case_files(
     for what, parts in writers.items():
         names = file_names(case_id, what, task, len(parts), suffix)
         paired[what] = dict(zip(names, parts, strict=True))
-    return CaseFiles(case_id, seconds, members, pictures, paired)
+    return CaseFiles(case_id, seconds, members, growth, pictures, paired)
+
+
+def marked_over(labels: np.ndarray, others: np.ndarray) -> float:
+    """How many times the pixels that `others` mark `labels` mark; NaN if `others` mark none."""
+    there = np.count_nonzero(others)
+    return np.count_nonzero(labels) / there if there else float("nan")
 
 
 def file_names(case: str, what: str, task: Task, members: int, suffix: str) -> list[str]:

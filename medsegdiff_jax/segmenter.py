@@ -48,8 +48,8 @@ class Settings:
       tolerance: loss of Dice in 0..1 by which the mask of an image's fused members may still change
         when it gets no more of them (see `ensemble_size`); 0 = all images get all members.
       decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`);
-        both of the probability before it is scaled by the checkpoint's temperature. A slice is
-        decided by what is probable; `volume_output` decides a volume as a whole.
+        both of the probability before the checkpoint's temperature. A slice is decided by what is
+        probable; `volume_output` decides a volume as a whole.
       mirror: pairs of members look in turn at the image and at its mirror images (see `denoiser`);
         only where training had mirrored images (`data.augment.flip`). Off for two members or one,
         which all look at the image as it is.
@@ -80,7 +80,7 @@ class CaseResult:
       case_id: its name.
       image: [H, W, C] as given.
       mask: [H, W] label ids, uint8 or uint16.
-      probability: [H, W, K] float32 fused, in [0, 1].
+      probability: [H, W, K] float32 fused, in [0, 1], before the temperature (`Segmenter.scaled`).
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
       fused_members: n, the number of members that were fused.
       seconds: its share of the time from the end of one batch to that of the next, of all batches
@@ -107,7 +107,7 @@ class Segmentation:
 
     Attributes:
       mask: [B, H, W] label ids.
-      probability: [B, H, W, K] float32 in [0, 1].
+      probability: [B, H, W, K] float32 in [0, 1], scaled by the checkpoint's temperature.
       uncertainty: [B, H, W] float32 in [0, 1].
       members: [B, n, H, W] label ids; a list if the n differ (`Settings.tolerance`).
     """
@@ -126,7 +126,7 @@ class Segmenter:
         config = loaded.config
         self.task, self.config = loaded.task, config
         self.description, self.metadata = loaded.description, loaded.metadata
-        self.temperature = loaded.temperature
+        self.temperature, self.fitted_with = loaded.temperature, loaded.fitted_with
         known_mirrored = bool(config.data.augment.flip)
         settings = Settings(**config.sampling.to_dict())
         self.settings = dataclasses.replace(settings, mirror=settings.mirror and known_mirrored)
@@ -179,10 +179,10 @@ class Segmenter:
         chosen = dataclasses.replace(chosen, batch_size=min(chosen.batch_size, len(ids)))
         results = list(self.stream(cases, chosen, keep_members=True))
         return Segmentation(
-            *(
-                _stack([getattr(result, field) for result in results])
-                for field in ("mask", "probability", "uncertainty", "members")
-            )
+            mask=_stack([one.mask for one in results]),
+            probability=_stack([self.scaled(one.probability, chosen) for one in results]),
+            uncertainty=_stack([one.uncertainty for one in results]),
+            members=_stack([one.members for one in results]),
         )
 
     def choose(self, **changes: float | str | None) -> Settings:
@@ -224,6 +224,14 @@ class Segmenter:
     def temperature_of(self, settings: Settings) -> float:
         """What scales the probabilities, not the masks; 1 if it is votes that are fused."""
         return self.temperature if settings.fusion in fusion.OF_PROBABILITIES else 1.0
+
+    def scaled(self, probability: np.ndarray, settings: Settings) -> np.ndarray:
+        """A fused probability [..., K] at the checkpoint's temperature, as others get it."""
+        temperature = self.temperature_of(settings)
+        if temperature == 1:
+            return probability
+        scaled = apply_temperature(probability, temperature, exclusive=self.task.one_hot)
+        return scaled.astype(np.float32)
 
     def stream(
         self,
@@ -311,10 +319,6 @@ class Segmenter:
         how = "probable" if self.task.modalities else settings.decision
         decide = decision.rule(how, lambda: [probability], self.task)
         mask = imaging.mask_to_labels(decide(probability), self.task)
-        temperature = self.temperature_of(settings)
-        if temperature != 1:
-            calibrated = apply_temperature(probability, temperature, exclusive=self.task.one_hot)
-            probability = calibrated.astype(np.float32)
         return CaseResult(
             case_id=ensemble.case_id,
             image=ensemble.image,
@@ -349,11 +353,9 @@ class Segmenter:
         if key not in self._paths:
             how = {"steps": settings.steps, "sampler": settings.sampler}
             trace = denoiser.make_path_fn(self._model, self._process, **how)
-            options = {
-                "out_shardings": replicated(mesh),
-                "compiler_options": compiler_options(mesh),
-            }
-            self._paths[key] = jax.jit(trace, **options)
+            self._paths[key] = jax.jit(
+                trace, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh)
+            )
         return self._paths[key]
 
     def _prepare(self, case_id: str, image: np.ndarray) -> np.ndarray:

@@ -42,7 +42,8 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
       What is stored: {"temperature", "ece": {"before", "after"}, "cases", "sampling"}.
 
     Raises:
-      InputError: no model there, an exported one, or no validation case with a border.
+      InputError: no model there, an exported one, data that have changed since the training, or no
+        validation case with a border.
     """
     loaded = dataclasses.replace(load_model(checkpoint), temperature=1.0)
     if loaded.folder is None:
@@ -52,6 +53,8 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
     fused_by = fused_by if fused_by in OF_PROBABILITIES else "mean"
     chosen = segmenter.choose(**settings, fusion=fused_by)
     dataset = input_pipeline.load(loaded.config.data)
+    if dataset.fingerprint != loaded.metadata["fingerprint"]:
+        raise InputError(f"{checkpoint}: the dataset has changed since this training began")
     source = dataset.sources["validation"]
     count = min(MAX_CASES, len(source))
     examples = [source[i * len(source) // count] for i in range(count)]

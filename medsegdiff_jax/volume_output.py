@@ -11,14 +11,13 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from medsegdiff_jax import decision, imaging, report, volumes
-from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.result_files import (
     CaseFiles,
     case_files,
@@ -127,7 +126,10 @@ def segment(
         yielded stays right.
     """
     config, task = segmenter.config.data, segmenter.task
-    how = _How(settings.decision, segmenter.temperature_of(settings))
+    scaled = None
+    if segmenter.temperature_of(settings) != 1:
+        scaled = functools.partial(segmenter.scaled, settings=settings)
+    how = _How(settings.decision, scaled)
     opened: dict[str, _Volume] = {}
 
     def slices() -> Iterator[tuple[str, np.ndarray]]:
@@ -148,15 +150,15 @@ def segment(
 
 
 class _How(NamedTuple):
-    """How a volume is decided; the probabilities of its slices come scaled by the temperature."""
+    """How a volume is decided, and what scales the probabilities that are written, if anything."""
 
     decision: str
-    temperature: float
+    scaled: Callable[[np.ndarray], np.ndarray] | None
 
     @property
     def decides(self) -> str:
         """What the decision is made by; in 8 bits of its own beside a temperature."""
-        return "probability" if self.temperature == 1 else "unscaled"
+        return "unscaled" if self.scaled else "probability"
 
 
 class _Volume:
@@ -187,9 +189,9 @@ class _Volume:
             self._largest = dataclasses.replace(result, image=self.slices[self._done])
         self._areas.append(area)
         self._put("mask", 0, result.mask)
-        kept = {"probability": result.probability} if "probability" in self._save else {}
+        kept = {"probability": self._shown(result)} if "probability" in self._save else {}
         if self._how.decision != "probable":
-            kept[self._how.decides] = self._unscaled(result.probability)
+            kept[self._how.decides] = result.probability
         for what, values in kept.items():
             for index, (_, channel) in enumerate(class_channels(self._task)):
                 self._put(what, index, report.to_byte(values[..., channel]))
@@ -209,9 +211,13 @@ class _Volume:
             stacks.append(np.empty((len(self.slices), *plane.shape), plane.dtype))
         stacks[index][self._done] = plane
 
-    def _decide(self) -> decision.DecideFn:
-        """Decides the finished volume; returns how."""
-        slices = range(len(self.slices))
+    def _shown(self, result: CaseResult) -> np.ndarray:
+        """The probability of a slice as it is written."""
+        return self._how.scaled(result.probability) if self._how.scaled else result.probability
+
+    def _decide(self) -> tuple[decision.DecideFn, float]:
+        """Decides the finished volume; returns how, and how many times the voxels that grew to."""
+        slices, probable = range(len(self.slices)), sum(self._areas)
         decide = decision.rule(
             self._how.decision, lambda: (self._probable(index)[1] for index in slices), self._task
         )
@@ -220,7 +226,7 @@ class _Volume:
             mask = imaging.mask_to_labels(decide(probability), self._task)
             self._results["mask"][0][index][inside] = mask
             self._areas[index] = int(np.count_nonzero(mask))
-        return decide
+        return decide, sum(self._areas) / probable if probable else float("nan")
 
     def _probable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Where a slice may hold something, [H, W] bool, and the probabilities there, [n, K]."""
@@ -232,16 +238,9 @@ class _Volume:
             probability = np.concatenate([background, probability], axis=-1)
         return inside, probability
 
-    def _unscaled(self, probability: np.ndarray) -> np.ndarray:
-        """As it was before the temperature."""
-        if self._how.temperature == 1:
-            return probability
-        exclusive = self._task.one_hot
-        return apply_temperature(probability, 1 / self._how.temperature, exclusive=exclusive)
-
     def files(self) -> CaseFiles:
         """What is written of the finished volume."""
-        decide = self._decide()
+        decide, growth = self._decide()
         writers = {
             what: [
                 functools.partial(
@@ -262,16 +261,17 @@ class _Volume:
             frames = report.animation(report.to_display(best.image), best.path, self._task)
             writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
-        shown = imaging.mask_to_labels(decide(self._unscaled(best.probability)), self._task)
+        shown = imaging.mask_to_labels(decide(best.probability), self._task)
         return case_files(
             case_id=self._name,
             seconds=self._seconds,
             members=round(self._members / len(self.slices), 2),
+            growth=growth,
             pictures=report.case_pictures(
                 self._name,
                 report.to_display(imaging.resize_image(best.image, shape)),
                 imaging.resize_labels(shown, shape),
-                imaging.resize_probability(best.probability, shape),
+                imaging.resize_probability(self._shown(best), shape),
                 imaging.resize_probability(best.uncertainty[..., None], shape)[..., 0],
                 self._task,
             ),

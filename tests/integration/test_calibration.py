@@ -47,5 +47,28 @@ def test_a_calibrated_checkpoint_resumes(workdir, command, train):
     assert "resuming at step 60" in train(workdir, "--config.num_steps=61").stderr
 
 
+def test_other_settings_than_those_of_the_fit_are_named(workdir, command, disc_folder, tmp_path):
+    command("calibrate.py", f"--checkpoint={workdir}", "--members=1", "--steps=1")
+    export.export(workdir, tmp_path / "exported")
+
+    def said(checkpoint, *flags):
+        where = (f"--checkpoint={checkpoint}", f"--output={tmp_path / 'out'}")
+        return command("sample.py", f"--input={disc_folder}", "--members=1", *where, *flags).stderr
+
+    warning = "the temperature of this checkpoint was fitted with steps=1;"
+    assert warning in said(workdir, "--steps=2")
+    assert warning in said(tmp_path / "exported", "--steps=2")
+    assert "was fitted with" not in said(workdir, "--steps=1")
+    assert "was fitted with" not in said(workdir, "--steps=2", "--fusion=vote")
+
+
+def test_other_data_than_those_of_the_training_are_refused(workdir, command):
+    (described,) = workdir.glob("checkpoints/*/metadata/metadata")
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"fingerprint": "other"}))
+    refused = command("calibrate.py", f"--checkpoint={workdir}").refusal
+    assert "the dataset has changed since this training began" in refused
+    assert not list(workdir.rglob("calibration.json"))
+
+
 def test_where_there_is_no_model_one_line_says_so(command, tmp_path):
     assert "no such folder" in command("calibrate.py", f"--checkpoint={tmp_path / 'x'}").refusal

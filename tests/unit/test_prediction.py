@@ -1,5 +1,6 @@
 """Results of sample.py never replace an image or each other."""
 
+import dataclasses
 import json
 import os
 import time
@@ -181,3 +182,23 @@ def test_an_animation_has_a_frame_per_step(run, tmp_path):
         assert film.n_frames == 2  # steps of the tiny model
         height, width = 320, 249  # of images of 9 x 7, magnified
         assert film.size == (3 * width, height)
+
+
+@pytest.mark.parametrize(("marked", "warned"), [(30, True), (19, False)])
+def test_masks_that_outgrow_what_is_probable_are_reported(
+    run, tiny_model, monkeypatch, caplog, marked, warned
+):
+    stream, task = Segmenter.stream, tiny_model.task
+
+    def unsure(self, *args, **kwargs):
+        for result in stream(self, *args, **kwargs):
+            probability = np.full_like(result.probability, 0.4)
+            probability[:2, :5] = 0.6 if not task.one_hot else (0.4, 0.6)
+            mask = np.zeros_like(result.mask)
+            mask.flat[:marked] = task.label_values[0]
+            yield dataclasses.replace(result, mask=mask, probability=probability)
+
+    monkeypatch.setattr(Segmenter, "stream", unsure)
+    with caplog.at_level("WARNING", logger="medsegdiff_jax"):
+        run()
+    assert ("3.0 times as large as what is more probable" in caplog.text) is warned

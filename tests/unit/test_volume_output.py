@@ -1,5 +1,7 @@
 """Which NIfTI files make which case, and how a volume of slices is decided."""
 
+import functools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -93,8 +95,14 @@ def test_what_fits_no_case_is_refused_by_name(tmp_path, task, names, message):
 CT = (Modality("CT", (-100.0, 100.0)),)
 
 
+def at_temperature(method, temperature, task):
+    """How to decide a volume, and what scales its probabilities."""
+    scaled = functools.partial(apply_temperature, temperature=temperature, exclusive=task.one_hot)
+    return volume_output._How(method, None if temperature == 1 else scaled)
+
+
 def filled(tmp_path, task, how, save, sharpness=9.0, shift=0.0):
-    """A volume all of whose slices have come; its probabilities, as they are and as scaled."""
+    """A volume all of whose slices have come, and its probabilities."""
     rng = np.random.default_rng(0)
     scan = tmp_path / "x.nii.gz"
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
@@ -103,20 +111,19 @@ def filled(tmp_path, task, how, save, sharpness=9.0, shift=0.0):
     shape = (*volume.slices.shape[:3], task.mask_channels)
     height = sharpness * gaussian_filter(rng.normal(size=shape), (0, 2, 2, 0)) + shift
     probability = (softmax(height, -1) if task.one_hot else expit(height)).astype(np.float32)
-    scaled = apply_temperature(probability, how.temperature, exclusive=task.one_hot)
-    for index, (plane, shown) in enumerate(zip(probability, scaled, strict=True)):
+    for index, plane in enumerate(probability):
         volume.add(
             CaseResult(
                 case_id=f"x/{index:04d}",
                 image=volume.slices[index],
                 mask=imaging.mask_to_labels(fusion.decide(plane, task), task),
-                probability=shown.astype(np.float32),
+                probability=plane,
                 uncertainty=np.zeros(plane.shape[:2], np.float32),
                 fused_members=2,
                 seconds=0.0,
             )
         )
-    return volume, probability, scaled
+    return volume, probability
 
 
 @pytest.mark.parametrize(
@@ -130,8 +137,9 @@ def filled(tmp_path, task, how, save, sharpness=9.0, shift=0.0):
 @pytest.mark.parametrize("method", decision.METHODS)
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
 def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temperature):
-    how = volume_output._How(method, temperature)
-    volume, probability, scaled = filled(tmp_path, task, how, ("mask",))
+    how = at_temperature(method, temperature, task)
+    volume, probability = filled(tmp_path, task, how, ("mask",))
+    scaled = apply_temperature(probability, temperature, exclusive=task.one_hot)
     assert volume.files().write(tmp_path) == {"mask": "x.nii.gz"}
     decide = decision.rule(method, lambda: iter(probability), task)
     expected = imaging.mask_to_labels(decide(probability), task)
@@ -149,21 +157,23 @@ def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temp
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
 def test_the_probability_that_is_written_is_scaled(tmp_path, temperature):
     task = Task(("a", "b"), (1, 2), False, 1, CT)
-    how = volume_output._How("dice", temperature)
-    volume, _, scaled = filled(tmp_path, task, how, ("probability",))
+    how = at_temperature("dice", temperature, task)
+    volume, probability = filled(tmp_path, task, how, ("probability",))
+    scaled = apply_temperature(probability, temperature, exclusive=False)
     written = volume.files().write(tmp_path)
     assert written == {"probability": ["x_probability_a.nii.gz", "x_probability_b.nii.gz"]}
     found = np.stack(volume._results["probability"], axis=-1)
     np.testing.assert_array_equal(found, report.to_byte(scaled.astype(np.float32)))
 
 
-@pytest.mark.parametrize("temperature", [0.3, 3.0])
-def test_a_temperature_moves_no_mask_of_low_probabilities(tmp_path, temperature):
-    """Most are below 0.2, which a temperature of 0.3 scales to less than 8 bits can hold."""
+@pytest.mark.parametrize("temperature", [0.1, 0.3, 3.0])
+@pytest.mark.parametrize(("sharpness", "shift"), [(5.0, -2.5), (60.0, -20.0)])
+def test_a_temperature_moves_no_mask_of_low_probabilities(tmp_path, temperature, sharpness, shift):
+    """Most are below 0.2, or so low that no temperature can be undone there."""
     task, masks = Task(("a",), (1,), False, 1, CT), []
     for scale in (1.0, temperature):
-        how = volume_output._How("dice", scale)
-        volume, _, _ = filled(tmp_path, task, how, ("mask",), sharpness=5.0, shift=-2.5)
+        how = at_temperature("dice", scale, task)
+        volume, _ = filled(tmp_path, task, how, ("mask",), sharpness, shift)
         volume.files()
         masks.append(volume._results["mask"][0])
     assert masks[0].any()
