@@ -8,8 +8,9 @@ Such a folder of pictures is itself a dataset of the kind `folder`.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,10 @@ def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> No
     """Copies the images of `cases` and writes their labels in the encoding of the task.
 
     Raises:
-      InputError: unreadable or unknown labels; names the file.
+      InputError: unreadable or unknown labels, or a file of another case in `output`; names the
+        file.
     """
+    refuse_others(output, {case.id for case in cases})
     task = catalogue.task
     for case in progress(cases, len(cases), "writing"):
         if task is not None and task.modalities:
@@ -46,6 +49,17 @@ def write_classes(output: Path, task: Task) -> None:
     classes = dict(zip(task.classes, task.label_values, strict=True))
     fields = {"classes": classes, "exclusive": task.exclusive}
     atomic.write_text(output / "dataset.json", json.dumps(fields, indent=2) + "\n")
+
+
+def refuse_others(output: Path, cases: Collection[str]) -> None:
+    """Raises InputError if a file in `output` is of none of these cases.
+
+    It would be segmented and scored with them, even if it was trained on.
+    """
+    for path in (*output.glob("images/[!.]*"), *output.glob("masks*/[!.]*")):
+        stem = volumes.stem(path) if path.name.endswith(volumes.SUFFIXES) else path.stem
+        if stem not in cases and re.sub(r"_\d{4}$", "", stem) not in cases:
+            raise InputError(f"{path}: is of none of the cases to write; choose another --output")
 
 
 def check_count(count: int | None, split: str, total: int) -> int:

@@ -129,7 +129,9 @@ def check_batch_size(batch_size: int, parts: int) -> None:
     """Raises InputError unless each part of a batch divides evenly over the devices."""
     if parts < 1:
         raise InputError(f"config field accumulate_steps: {parts} is less than 1")
-    if batch_size < 1 or batch_size % (parts * jax.device_count()):
+    if batch_size < 1:
+        raise InputError(f"config field batch_size: {batch_size} is less than 1")
+    if batch_size % (parts * jax.device_count()):
         times = f"{parts} parts on " if parts > 1 else ""
         raise InputError(
             f"config field batch_size: {batch_size} is not a multiple of {times}"

@@ -144,6 +144,8 @@ def _warn_of_growth(growth: Sequence[float]) -> None:
 
 
 def _check(save: Sequence[str], task: Task, settings: Settings) -> None:
+    if settings.steps == 0 and "animation" in save:
+        raise InputError("--save: with --steps=0 there is no way from noise to an animation")
     unknown = set(save) - set(SAVE)
     if unknown or not save:
         raise InputError(f"--save: {', '.join(sorted(unknown))!r} is not among {', '.join(SAVE)}")

@@ -107,7 +107,14 @@ def check_names(
     members: int,
     suffix: str,
 ) -> None:
-    """Raises InputError if a result would replace an input, another result or a foreign file."""
+    """Refuses results that would replace an input, another result or a foreign file.
+
+    Nor do results belong among the inputs: with a.jpg and its mask a.png in one folder, no one can
+    tell any more which is the image of case a.
+
+    Raises:
+      InputError: names the file.
+    """
     owner = {"contact_sheet.png": "the contact sheet"}
     for case, paths in cases.items():
         for what in save:
@@ -121,6 +128,8 @@ def check_names(
         seen = (path.parent.resolve() / path.name, path.resolve())  # as a link and as itself
         if any(one.name in owner and one.parent == folder.resolve() for one in seen):
             raise InputError(f"{path}: would be replaced by a result; choose another --output")
+        if seen[0].parent == folder.resolve():
+            raise InputError(f"{path}: is an input and lies in --output; choose another --output")
     if folder.is_dir() and not (folder / "run.json").exists():  # with which every call begins
         for path in folder.iterdir():
             if path.name in owner:

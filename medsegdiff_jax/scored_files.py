@@ -17,10 +17,12 @@ def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
       task: pictures or volumes, and whether labels or regions.
 
     Raises:
-      InputError: no such folder, no mask in it, or two masks of one case.
+      InputError: no such folder, one of predictions, no mask in it, or two masks of one case.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
+    if (root / "run.json").is_file():
+        raise InputError(f"{root}: holds predictions (it has a run.json), not references")
     folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
     single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
     if not folders:
@@ -104,7 +106,8 @@ def read_references(
     found = {}
     for rater, masks in raters.items():
         if case not in masks:
-            raise InputError(f"{case}: has a prediction but no reference of every rater")
+            folder = next(iter(masks.values())).parent if masks else f"masks_{rater}"
+            raise InputError(f"{folder}: no mask of {case}, which has a prediction")
         labels, own = read_labels(masks[case], task, foreign=True)
         _check_shape(masks[case], labels.shape, shape)
         if grid:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from medsegdiff_jax import report
 from medsegdiff_jax.metrics import Calibration, Ranking
@@ -44,6 +45,7 @@ def write_reliability(
         curve.set_ylabel("frequency in the references")
         curve.legend(fontsize=7, frameon=False, loc="upper left")
         counts.set_yscale("log")
+        counts.yaxis.set_minor_formatter(NullFormatter())  # a short axis has no room for them
         counts.set_ylabel("pixels")
         counts.set_xlabel("foreground probability")
         for axes in (curve, counts):

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from data import preparation
 from data.phantom import appearance, model
-from data.plain_folder import check_count, write_classes
+from data.plain_folder import check_count, refuse_others, write_classes
 from medsegdiff_jax.imaging import resize_image, resize_labels, write_png
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError
@@ -97,12 +97,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         masks_1/ ... masks_5/.
 
         Raises:
-          InputError: unknown variant, or fewer cases than `count`.
+          InputError: unknown variant, fewer cases than `count`, or other cases in `output`.
         """
         variant = _checked_variant(data_config)
         total = check_count(count, split, model.SPLIT_SIZES[split])
-        for number in progress(range(total), total, f"writing {split}"):
-            case = model.case_id(variant, split, number)
+        cases = [model.case_id(variant, split, number) for number in range(total)]
+        refuse_others(output, set(cases))
+        for case in progress(cases, total, f"writing {split}"):
             write_png(output / "images" / f"{case}.png", appearance.render(case))
             for rater, labels in enumerate(model.stored_raters(case), 1):
                 write_png(output / f"masks_{rater}" / f"{case}.png", labels)

@@ -255,10 +255,17 @@ def test_evaluate_refuses(evaluate, tmp_path, flags, named):
     assert not (tmp_path / "report").exists()
 
 
+def test_predictions_are_no_references_of_themselves(evaluate, tmp_path):
+    refused = evaluate(f"--references={tmp_path / 'predictions'}").refusal
+    assert f"{tmp_path / 'predictions'}: holds predictions" in refused
+    assert not (tmp_path / "report").exists()
+
+
 def test_evaluate_names_the_mask_that_does_not_fit(evaluate, tmp_path):
     reference = tmp_path / "references" / "disc_01.png"
     reference.unlink()
-    assert "disc_01: has a prediction but no reference" in evaluate().refusal
+    line = evaluate().refusal
+    assert f"{reference.parent}: no mask of disc_01, which has a prediction" in line
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(reference)
     line = evaluate().refusal
     assert str(reference) in line and "7x9" in line and "24x24" in line

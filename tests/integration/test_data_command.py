@@ -67,6 +67,17 @@ def test_regions_are_written_as_the_model_learns_them(nnunet, tmp_path):
         Builder.write_split(config(nnunet), "test", output, 2)
 
 
+def test_what_is_of_another_split_is_not_mixed_in(nnunet, tmp_path):
+    output = tmp_path / "test"
+    Builder.write_split(config(nnunet), "test", output, None)
+    Builder.write_split(config(nnunet), "test", output, None)  # the same cases again
+    (nnunet / "test.txt").write_text("b\n")
+    with pytest.raises(InputError, match=r"c\S*\.nii\.gz: is of none of the cases to write"):
+        Builder.write_split(config(nnunet), "test", output, None)
+    written = {path.name for path in output.rglob("*.nii.gz")}
+    assert written == {"c_0000.nii.gz", "c_0001.nii.gz", "c.nii.gz"}
+
+
 def test_raw_labels_are_no_reference_for_regions(nnunet, tmp_path):
     output, predictions = tmp_path / "test", tmp_path / "predictions"
     Builder.write_split(config(nnunet), "test", output, None)

@@ -291,6 +291,7 @@ def test_one_device_trains_like_eight_whole_or_sharded_and_resumes_them(eight_de
 def test_parts_that_do_not_divide_are_refused(tiny_config, tmp_path):
     for field, value, words in (
         ("accumulate_steps", 3, "batch_size: 8 is not a multiple of 3 parts"),
+        ("batch_size", 0, "batch_size: 0 is less than 1"),
         ("accumulate_steps", 0, "accumulate_steps: 0 is less than 1"),
         ("model_shards", 2, "model_shards: 2 does not divide the 1 devices"),
     ):

@@ -58,6 +58,25 @@ def test_a_link_to_an_image_is_not_replaced_either(run, tmp_path):
             run(cases={path.stem: (path,)})
 
 
+def test_results_do_not_come_to_lie_among_the_inputs(tiny_model, tmp_path):
+    segmenter, folder = Segmenter(tiny_model), folder_of(tmp_path / "scans", "a.jpg", "b.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: is an input and lies in --output"):
+        prediction.predict(
+            segmenter, find(folder, segmenter), folder, segmenter.choose(), ("mask",)
+        )
+    assert {path.name for path in folder.iterdir()} == {"a.jpg", "b.jpg"}
+
+
+def test_without_steps_there_is_no_animation(tiny_model, tmp_path):
+    segmenter = Segmenter(tiny_model)
+    images = find(folder_of(tmp_path / "scans", "a.png"), segmenter)
+    with pytest.raises(InputError, match="--steps=0 there is no way from noise"):
+        prediction.predict(
+            segmenter, images, tmp_path / "out", segmenter.choose(steps=0), ("mask", "animation")
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("names", [("a.png", "a_overlay.png"), ("b.png", "contact_sheet.jpg")])
 def test_two_results_of_one_name_are_refused_before_anything_is_written(
     tiny_model, tmp_path, names
