@@ -2,6 +2,7 @@
 
 import csv
 import json
+import weakref
 
 import nibabel as nib
 import numpy as np
@@ -91,6 +92,24 @@ def test_numbers_on_files_are_those_on_arrays(pictures):
         assert stored["classes"][name]["ged"]["mean"] == pytest.approx(np.mean(geds))
         assert stored["ranking"][name]["sample_dice"]["n_cases"] == 2
         assert set(stored["rater_dice"][name]) == {"x", "y"}
+
+
+def test_masks_of_members_are_made_one_by_one(pictures, monkeypatch):
+    """Beside a mask each of the prediction, the reference and the two raters."""
+    made, most = [], []
+    make = scoring.class_mask
+
+    def watched(labels, task, index):
+        mask = make(labels, task, index)
+        made.append(weakref.ref(mask))
+        most.append(sum(one() is not None for one in made))
+        return mask
+
+    monkeypatch.setattr(scoring, "class_mask", watched)
+    root, _ = pictures
+    scoring.evaluate(root / "out", root, None, "strict")
+    assert len(made) == 2 * 2 * (4 + 3)  # cases, classes, masks
+    assert max(most) <= 4 + 2  # a member is made while the last one is still named
 
 
 def test_a_listed_file_that_is_gone_is_named(pictures):
