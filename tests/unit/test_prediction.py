@@ -115,6 +115,12 @@ def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
     assert all(entry["members"] in (11, 12) for entry in entries)
 
 
+def test_a_kind_that_is_named_twice_is_written_once(run, tmp_path):
+    assert run(save=("mask", "overlay", "mask")) == "abc"
+    entry = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["a"]
+    assert entry["files"] == {"mask": "a.png", "overlay": "a_overlay.png"}
+
+
 def test_calls_for_parts_of_a_folder_add_up(tiny_model, tmp_path):
     segmenter = Segmenter(tiny_model)
     images = find(folder_of(tmp_path / "scans", "a.png", "b.png"), segmenter)
