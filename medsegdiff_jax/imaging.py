@@ -21,6 +21,8 @@ from medsegdiff_jax.types import InputError, Task
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_ROUNDING = 1e-6  # of the magnitude: what float32 leaves of a constant, after a resize too
+_DARKEST = 1 / 255  # a picture in [0, 1] that is darker would be black in 8 bits
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _READ_ERRORS += (TypeError, LookupError, struct.error)  # of damaged TIFF directories
 _ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 274, 262, 0  # TIFF 6.0
@@ -224,30 +226,40 @@ def resize_probability(probability: np.ndarray, size: tuple[int, int]) -> np.nda
 def to_unit(image: np.ndarray) -> np.ndarray:
     """Brings an image to float32 in [0, 1].
 
-    uint8 is divided by 255 and uint16 by 65535. A float image is kept if it lies in [0, 1], else
-    its own minimum and maximum become 0 and 1 (a constant one becomes 0).
+    uint8 is divided by 255 and uint16 by 65535. A float image is kept if it lies in [0, 1] and is
+    not black in 8 bits, else (signed, or in units that make it large or tiny) its own minimum and
+    maximum become 0 and 1; a constant one, up to rounding, becomes 0.
+
+    Raises:
+      InputError: another dtype, whose range is not known.
     """
-    if image.dtype.kind == "u":
+    if image.dtype in (np.uint8, np.uint16):
         return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    if image.dtype.kind != "f":
+        raise InputError(f"an image is uint8, uint16 or floats, not {image.dtype}")
     image = image.astype(np.float32)
     low, high = image.min(), image.max()
-    if low >= 0 and high <= 1:
+    if low >= 0 and _DARKEST < high <= 1:
         return image
-    return (image - low) / (high - low if high > low else np.float32(1))
+    if high - low <= _ROUNDING * max(abs(low), abs(high)):
+        return np.zeros_like(image)
+    return (image - low) / (high - low)
 
 
 def normalize(image: np.ndarray, task: Task) -> np.ndarray:
     """Normalises one image [H, W, C] in [0, 1], float32.
 
-    A picture gets mean 0 and standard deviation 1 per channel (a constant channel becomes 0). A
-    slice, whose volume was brought to [0, 1] as a whole, is only shifted to [-1, 1]: its own mean
-    would take away what its intensities mean (HU in CT).
+    A picture gets mean 0 and standard deviation 1 per channel; a channel that is constant but for
+    rounding, which is relative to its magnitude, becomes 0. A slice, whose volume was brought to
+    [0, 1] as a whole, is only shifted to [-1, 1]: its own mean would take away what its intensities
+    mean (HU in CT).
     """
     if task.modalities:
         return (2 * image - 1).astype(np.float32)
     mean = image.mean(axis=(0, 1), dtype=np.float64)
     std = image.std(axis=(0, 1), dtype=np.float64)
-    return ((image - mean) / np.where(std > 1e-6, std, 1.0)).astype(np.float32)
+    varies = std > _ROUNDING * np.abs(image).max(axis=(0, 1))
+    return (np.where(varies, image - mean, 0) / np.where(varies, std, 1.0)).astype(np.float32)
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -29,7 +29,7 @@ SHEET_CASES = 16
 LARGEST_GROWTH = 2.0  # of masks by the decision; trained models stay near 1
 LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more than these
 
-_SAME_RUN = ("checkpoint_sha256", "temperature", "sampling", "task")
+_SAME_RUN = ("version", "checkpoint_sha256", "temperature", "sampling", "task")
 # Sizes of batches and chunks move the last digits only.
 _RESULT_DEPENDS_ON = (
     *("members", "steps", "sampler", "fusion", "seed", "tolerance", "decision", "mirror"),
@@ -64,8 +64,9 @@ def predict(
 ) -> None:
     """Segments `cases` and writes each as soon as it is done.
 
-    What an earlier call with the same model and settings has finished in `output` is kept; so a run
-    that was interrupted goes on where it was. Calls at the same time may share the work by lists.
+    What an earlier call with the same version, model and settings has finished in `output` is kept;
+    so a run that was interrupted goes on where it was. Calls at the same time may share
+    the work by lists.
 
     Args:
       segmenter: the model.
@@ -162,7 +163,7 @@ def _list(folder: Path, run: Mapping[str, Any], cases: Mapping[str, Any]) -> Non
 
 
 def _listed(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json lists, if it was written with the same model and settings; else nothing."""
+    """What run.json lists, if written with the same version, model and settings; else nothing."""
     try:
         earlier = json.loads((folder / "run.json").read_text())
         now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
@@ -179,7 +180,7 @@ def finished(
     cases: Mapping[str, Sequence[Path]],
     save: Sequence[str],
 ) -> dict[str, Any]:
-    """Entries of the cases that earlier calls with the same model and settings have finished.
+    """Entries of the cases that earlier calls with the same settings (_SAME_RUN) have finished.
 
     A case counts if all that is to be saved of it is there, and newer than its images; one that is
     not among `cases`, if its files are there.

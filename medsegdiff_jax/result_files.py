@@ -117,7 +117,7 @@ def check_names(
     """
     owner = {"contact_sheet.png": "the contact sheet"}
     for case, paths in cases.items():
-        for what in save:
+        for what in dict.fromkeys(save):
             for name in file_names(case, what, task, members, suffix):
                 if name in owner:
                     raise InputError(

@@ -65,7 +65,7 @@ def read_labels(
     Args:
       path: its file.
       task: says which labels there are.
-      foreign: not written by sample.py.
+      foreign: not written by sample.py; a lone class may be written as 1 or 255 too.
 
     Raises:
       InputError: it cannot be read, or holds labels that the task does not know.
@@ -74,8 +74,9 @@ def read_labels(
         volumes.read_labels(path) if task.modalities else (imaging.read_labels(path), None)
     )
     present = np.unique(labels)
-    if foreign and len(task.classes) == 1 and len(present[present != 0]) == 1:
-        # Whether a lone class is written as 1 or 255 is a matter of taste.
+    if foreign and len(task.classes) == 1 and present[present != 0].tolist() in ([1], [255]):
+        # Whether a lone class is written as 1 or 255 is a matter of taste; another value than these
+        # and the task's own is another class.
         return np.where(labels != 0, task.label_values[0], 0), grid
     try:
         imaging.labels_to_mask(present[None], task)

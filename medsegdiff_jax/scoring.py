@@ -140,7 +140,8 @@ def _score_case(
         doubt = uncertainty_scoring.score_case(
             case,
             class_name,
-            samples=[class_mask(labels, task, index) for labels in members] or None,
+            # One by one: of many members in 3D, a byte per voxel each is most of the memory.
+            samples=(class_mask(one, task, index) for one in members) if members else None,
             probability=scored_files.read_probability(folder, names, task, index, shape),
             raters={name: class_mask(labels, task, index) for name, labels in rated.items()},
             reference=masks[1],

@@ -5,7 +5,7 @@ the report shows. Which number means what is written in `CONVENTIONS` and `metri
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ def score_case(
     case: str,
     class_name: str,
     *,
-    samples: Sequence[np.ndarray] | None,
+    samples: Iterable[np.ndarray] | None,
     probability: np.ndarray | None,
     raters: Mapping[str, np.ndarray],
     reference: np.ndarray,
@@ -154,7 +154,7 @@ def score_case(
     Args:
       case: name of the case.
       class_name: name of the class.
-      samples: masks [...] in {0, 1}, one per member; None if they were not saved.
+      samples: masks [...] in {0, 1}, one per member, read once; None if they were not saved.
       probability: [...] of the class in [0, 1]; None if it was not saved.
       raters: name -> mask [...] in {0, 1}.
       reference: [...] the majority of the raters.

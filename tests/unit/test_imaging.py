@@ -257,9 +257,58 @@ def test_zscore_ignores_scale_and_offset(scale, offset):
     np.testing.assert_allclose(imaging.normalize(changed, BINARY), normal, atol=1e-4)
 
 
-def test_a_constant_picture_becomes_zero():
-    flat = np.full((4, 4, 1), 0.3, np.float32)
-    np.testing.assert_allclose(imaging.normalize(flat, BINARY), 0, atol=1e-6)
+@pytest.mark.parametrize("value", [0.0, 1e-9, 0.1, 0.3, 1.0, -2.0, 1e4])
+def test_a_constant_picture_becomes_zero_whatever_the_rounding(value):
+    flat = np.full((4, 4, 1), value, np.float32)
+    noise = np.random.default_rng(0).integers(-2, 3, flat.shape)
+    nearly = (flat * (1 + noise * np.finfo(np.float32).eps)).astype(np.float32)
+    for image in (flat, nearly):
+        np.testing.assert_array_equal(imaging.normalize(imaging.to_unit(image), BINARY), 0)
+
+
+@pytest.mark.parametrize("largest", [1e-12, 1e-9, 1e-6, 1e-3, 1e6])
+def test_the_unit_of_a_picture_does_not_matter(largest):
+    """Diffusivity is 1e-9 m^2/s; such a picture was once taken for a constant."""
+    image = np.random.default_rng(0).random((8, 9, 1)).astype(np.float32)
+    scaled = image * np.float32(largest)
+    expected = imaging.normalize(image, BINARY)
+    for given_image in (scaled, imaging.to_unit(scaled)):
+        np.testing.assert_allclose(imaging.normalize(given_image, BINARY), expected, atol=1e-5)
+    # Augmentation adds up to 0.2 to what it is given.
+    assert imaging.to_unit(scaled).max() > 0.99
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["uint8", "uint16", "unit", "signed", "dark"]),
+    channels=st.sampled_from([1, 3]),
+)
+def test_ordinary_pictures_are_what_they_were(seed, kind, channels):
+    """Bit for bit the plain formula, by which models have been trained."""
+    rng = np.random.default_rng(seed)
+    image = {
+        "uint8": lambda shape: rng.integers(0, 256, shape, np.uint8),
+        "uint16": lambda shape: rng.integers(0, rng.integers(2, 65536), shape, np.uint16),
+        "unit": lambda shape: rng.random(shape, np.float32),
+        "signed": lambda shape: rng.normal(40, 300, shape).astype(np.float32),
+        "dark": lambda shape: 0.01 * rng.random(shape, np.float32),
+    }[kind]((7, 8, channels))
+    if image.dtype.kind == "u":
+        unit = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    elif kind == "signed":
+        unit = (image - image.min()) / (image.max() - image.min())
+    else:
+        unit = image
+    mean, std = (f(axis=(0, 1), dtype=np.float64) for f in (unit.mean, unit.std))
+    expected = ((unit - mean) / np.where(std > 1e-6, std, 1.0)).astype(np.float32)
+    np.testing.assert_array_equal(imaging.normalize(imaging.to_unit(image), BINARY), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int16, np.int64, bool])
+def test_a_dtype_of_unknown_range_is_refused(dtype):
+    with pytest.raises(InputError, match=f"uint8, uint16 or floats, not {np.dtype(dtype)}"):
+        imaging.to_unit(np.ones((4, 4, 1), dtype))
 
 
 def test_slices_keep_what_their_intensities_mean():

@@ -12,6 +12,7 @@ from PIL import Image
 from medsegdiff_jax import prediction
 from medsegdiff_jax.segmenter import Segmenter
 from medsegdiff_jax.types import InputError
+from medsegdiff_jax.version import __version__
 
 
 def folder_of(path, *names):
@@ -133,6 +134,23 @@ def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
     assert run(decision="probable") == "abc" and run(decision="probable") == ""
     assert run(decision="probable", mirror=False) == "abc"
     assert all(entry["members"] in (11, 12) for entry in entries)
+
+
+def test_results_of_another_version_are_made_anew(run, tmp_path):
+    """Or the head of run.json would claim them for this one."""
+    path = tmp_path / "out" / "run.json"
+    assert run() == "abc"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"jax": "0.0.0", "devices": []}))
+    assert run() == ""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0.0.0"}))
+    assert run() == "abc" and json.loads(path.read_text())["version"] == __version__
+    assert run() == ""
+
+
+def test_a_kind_that_is_named_twice_is_written_once(run, tmp_path):
+    assert run(save=("mask", "overlay", "mask")) == "abc"
+    entry = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["a"]
+    assert entry["files"] == {"mask": "a.png", "overlay": "a_overlay.png"}
 
 
 def test_calls_for_parts_of_a_folder_add_up(tiny_model, tmp_path):

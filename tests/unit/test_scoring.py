@@ -1,7 +1,9 @@
 """Folders with members, probabilities and raters: what is reported is what the arrays say."""
 
 import csv
+import dataclasses
 import json
+import weakref
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from medsegdiff_jax import metrics, scoring
+from medsegdiff_jax import metrics, scored_files, scoring
 from medsegdiff_jax.types import InputError, Modality, Task
 
 ORGANS = Task(("disc", "cup"), (1, 2), exclusive=True, image_channels=3)
@@ -91,6 +93,52 @@ def test_numbers_on_files_are_those_on_arrays(pictures):
         assert stored["classes"][name]["ged"]["mean"] == pytest.approx(np.mean(geds))
         assert stored["ranking"][name]["sample_dice"]["n_cases"] == 2
         assert set(stored["rater_dice"][name]) == {"x", "y"}
+
+
+def test_masks_of_members_are_made_one_by_one(pictures, monkeypatch):
+    """Beside a mask each of the prediction, the reference and the two raters."""
+    made, most = [], []
+    make = scoring.class_mask
+
+    def watched(labels, task, index):
+        mask = make(labels, task, index)
+        made.append(weakref.ref(mask))
+        most.append(sum(one() is not None for one in made))
+        return mask
+
+    monkeypatch.setattr(scoring, "class_mask", watched)
+    root, _ = pictures
+    scoring.evaluate(root / "out", root, None, "strict")
+    assert len(made) == 2 * 2 * (4 + 3)  # cases, classes, masks
+    assert max(most) <= 4 + 2  # a member is made while the last one is still named
+
+
+def read_picture(folder, *values, foreign=True):
+    """What is read of a picture of these values for a task of the one class 6."""
+    Image.fromarray(np.array([values], np.uint8)).save(folder / "a.png")
+    spleen = dataclasses.replace(ORGANS, classes=("spleen",), label_values=(6,))
+    return scored_files.read_labels(folder / "a.png", spleen, foreign=foreign)[0].tolist()
+
+
+@pytest.mark.parametrize("value", [1, 255, 6])
+def test_a_reference_of_one_class_may_be_written_in_three_ways(tmp_path, value):
+    assert read_picture(tmp_path, 0, value, value) == [[0, 6, 6]]
+    assert read_picture(tmp_path, value, value) == [[6, 6]]
+    assert read_picture(tmp_path, 0, 0) == [[0, 0]]
+
+
+@pytest.mark.parametrize("values", [(0, 3), (3, 3), (0, 3, 6), (0, 1, 6), (0, 1, 255), (0, 254)])
+def test_a_reference_of_another_class_is_not_taken_for_this_one(tmp_path, values):
+    known = (0, 6)
+    found = ", ".join(str(value) for value in sorted(set(values) - set(known)))
+    with pytest.raises(InputError, match=rf"a\.png: unknown label values \[{found}\]"):
+        read_picture(tmp_path, *values)
+
+
+def test_what_sample_wrote_is_read_as_it_is(tmp_path):
+    assert read_picture(tmp_path, 0, 6, foreign=False) == [[0, 6]]
+    with pytest.raises(InputError, match="unknown label values"):
+        read_picture(tmp_path, 0, 1, foreign=False)
 
 
 def test_a_listed_file_that_is_gone_is_named(pictures):
