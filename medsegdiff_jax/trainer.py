@@ -45,8 +45,18 @@ from medsegdiff_jax.writer import MetricWriter, NoWriter, Progress
 
 _log = logging.getLogger("medsegdiff_jax")
 
-# What must stay the same for a workdir to be resumed.
+# What must stay the same for a workdir to be resumed,
 _IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
+# but for these: the fingerprint tells whether the data at another place are the same, and the rest
+# is how fast they are read and how much memory a step takes.
+_NO_IDENTITY = (
+    "data.path",
+    "data.cache_dir",
+    "data.workers",
+    "data.read_threads",
+    "data.prefetch",
+    "model.remat",
+)
 
 
 class LossWindow:
@@ -260,15 +270,17 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
     path = workdir / "config.json"
     if path.exists():
         earlier = json.loads(path.read_text())
-        for field in _IDENTITY:
-            if earlier["config"].get(field) != stored[field]:
+        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
+        for field in sorted(now.keys() | before):
+            if field.partition(".")[0] not in _IDENTITY or field in _NO_IDENTITY:
+                continue
+            if before.get(field) != now.get(field):
                 raise InputError(
-                    f"{path}: config field {field} differs from this run's; "
-                    "resume with the same values or choose a new --workdir"
+                    f"{path}: config field {field}: {before.get(field)!r} differs from this run's "
+                    f"{now.get(field)!r}; resume with the same values or choose a new --workdir"
                 )
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
-        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
         for field in sorted(now.keys() & before):  # others came or went with a version
             if before[field] != now[field]:
                 _log.info("from here on %s=%s, not %s", field, now[field], before[field])
