@@ -116,7 +116,7 @@ def _model(size: str) -> ConfigDict:
     model.widths = (8, 16, 32, 64)  # the same of the diffusion UNet, which runs far more often
     model.blocks = 1
     model.anchor = "u_sa"  # "none", "spatial_attention" or "u_sa"
-    model.anchor_kernel = 5  # taps of the learned Gaussian
+    model.anchor_kernel = 5  # taps of the learned Gaussian; odd
     model.semantic = "nbp"  # "none", "ss_former" (no filter) or "nbp"
     model.semantic_features = 80  # token width, of SS-Former or Vision Transformer
     model.semantic_blocks = 4  # N

@@ -38,7 +38,7 @@ class MedSegDiffV2(Generative):
       condition_widths, condition_blocks: levels of the condition UNet.
       widths, blocks: levels of the diffusion UNet; as many levels as the condition UNet.
       anchor: "none", "spatial_attention" or "u_sa".
-      anchor_kernel: taps of the U-SA Gaussian.
+      anchor_kernel: taps of the U-SA Gaussian; odd.
       semantic: "none", "ss_former" (no filter) or "nbp" (with the NBP filter).
       semantic_features, semantic_blocks, semantic_patch: token width, N and patch side of
         SS-Former.
@@ -70,10 +70,12 @@ class MedSegDiffV2(Generative):
     encode_segments = True
 
     def __post_init__(self):
-        """Raises InputError for an unknown ablation or UNets that do not meet at the same depth."""
+        """Raises InputError for an unknown ablation, even taps, or UNets of different depths."""
         super().__post_init__()
         if self.anchor not in ANCHORS:
             raise InputError(f"config field model.anchor: {self.anchor!r} is not one of {ANCHORS}")
+        if self.anchor_kernel % 2 == 0:
+            raise InputError(f"config field model.anchor_kernel: {self.anchor_kernel} is not odd")
         if self.semantic not in SEMANTICS:
             raise InputError(
                 f"config field model.semantic: {self.semantic!r} is not one of {SEMANTICS}"
