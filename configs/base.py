@@ -93,7 +93,7 @@ def _data() -> ConfigDict:
     data.max_empty = 0.33  # of the training examples may be without any label
     data.raters = "draw"  # several raters: one of them per example and epoch, or their "mean"
     data.cache_dir = ""  # prepared data; "" = ~/.cache/medsegdiff_jax
-    data.validation_fraction = 0.1  # of the training cases, where nothing says which
+    data.validation_fraction = 0.1  # of the training cases, or of all, where nothing says which
     data.workers = 0  # processes that prepare batches; 0 = threads of the training process
     data.read_threads = 2  # of each of them
     data.prefetch = 64  # examples that each of them reads ahead
