@@ -16,6 +16,8 @@ noise, and everything at small t. `evidence` gives it the sums over pixels that 
 (`networks/evidence.py`).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 from medsegdiff_jax.networks import layers
 from medsegdiff_jax.networks.evidence import Evidence
 from medsegdiff_jax.networks.interface import Generative
-from medsegdiff_jax.networks.spectral import SEMANTICS, SSFormer
+from medsegdiff_jax.networks.spectral import SEMANTICS, NBPFilter, SSFormer
 from medsegdiff_jax.networks.uncertain_attention import ANCHORS, SpatialGate
 from medsegdiff_jax.networks.unet import Decoder, Encoder, UNet
 from medsegdiff_jax.types import Array, Condition, InputError
@@ -99,12 +101,13 @@ class MedSegDiffV2(Generative):
         if self.evidence:
             self.evidence_maps = Evidence(self.widths, self.dtype)
         if self.semantic != "none":
+            filter_shape = (self.filter_features, self.filter_blocks, self.dtype)
+            nbp = functools.partial(NBPFilter, *filter_shape)
             self.ss_former = SSFormer(
                 features=self.semantic_features,
                 blocks=self.semantic_blocks,
                 patch=self.semantic_patch,
-                filter_features=self.filter_features,
-                filter_blocks=self.filter_blocks if self.semantic == "nbp" else 0,
+                spectrum_filter=nbp if self.semantic == "nbp" else None,
                 dtype=self.dtype,
             )
         self.decoder = Decoder(*shape)
