@@ -93,7 +93,7 @@ def _data() -> ConfigDict:
     data.max_empty = 0.33  # of the training examples may be without any label
     data.raters = "draw"  # several raters: one of them per example and epoch, or their "mean"
     data.cache_dir = ""  # prepared data; "" = ~/.cache/medsegdiff_jax
-    data.validation_fraction = 0.1  # of the training cases, where nothing says which
+    data.validation_fraction = 0.1  # of the training cases, or of all, where nothing says which
     data.workers = 0  # processes that prepare batches; 0 = threads of the training process
     data.read_threads = 2  # of each of them
     data.prefetch = 64  # examples that each of them reads ahead
@@ -116,7 +116,7 @@ def _model(size: str) -> ConfigDict:
     model.widths = (8, 16, 32, 64)  # the same of the diffusion UNet, which runs far more often
     model.blocks = 1
     model.anchor = "u_sa"  # "none", "spatial_attention" or "u_sa"
-    model.anchor_kernel = 5  # taps of the learned Gaussian
+    model.anchor_kernel = 5  # taps of the learned Gaussian; odd
     model.semantic = "nbp"  # "none", "ss_former" (no filter) or "nbp"
     model.semantic_features = 80  # token width, of SS-Former or Vision Transformer
     model.semantic_blocks = 4  # N

@@ -19,7 +19,16 @@ from jax.sharding import Mesh, PartitionSpec
 from medsegdiff_jax import samplers, schedules
 from medsegdiff_jax.partitioning import compiler_options, replicated
 from medsegdiff_jax.process import Process
-from medsegdiff_jax.types import Array, Condition, DenoiseFn, Drawn, InputError, Params, Prediction
+from medsegdiff_jax.types import (
+    Array,
+    Condition,
+    DenoiseFn,
+    Drawn,
+    InputError,
+    Params,
+    Prediction,
+    check_at_least,
+)
 
 MembersFn = Callable[[Params, Array, Array, Array, Array], Drawn]
 """(params, image [B, H, W, C], case [B] uint32, seed uint32, numbers of the members to draw, [n, B]
@@ -68,11 +77,11 @@ def make_segment_fn(
       mirror: give members four views, see above; for a model that was trained with mirror images.
 
     Raises:
-      InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
-        steps = 0 for one whose `encode` gives no segmentation.
+      InputError: see `check_settings`.
     """
-    _check(model, steps, sampler, member_chunk)
-    trajectory = schedules.trajectory(process.schedule.num_steps, steps) if steps else None
+    num_timesteps = process.schedule.num_steps
+    check_settings(model, num_timesteps, steps=steps, sampler=sampler, member_chunk=member_chunk)
+    trajectory = schedules.trajectory(num_timesteps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
     count = views(mirror)
 
@@ -109,7 +118,7 @@ def make_path_fn(model: nn.Module, process: Process, *, steps: int, sampler: str
     """
     if not steps:
         raise InputError("steps=0 has no path from noise to an answer; at least 1 step is needed")
-    _check(model, steps, sampler)
+    check_settings(model, process.schedule.num_steps, steps=steps, sampler=sampler)
     trajectory = schedules.trajectory(process.schedule.num_steps, steps)
     solver = samplers.SAMPLERS[sampler]
 
@@ -177,17 +186,39 @@ def turn(images: Array, view: Array) -> Array:
     return images
 
 
-def _check(model: nn.Module, steps: int, sampler: str, member_chunk: int = 1) -> None:
+def check_settings(
+    network: nn.Module | type[nn.Module],
+    num_timesteps: int,
+    *,
+    steps: int,
+    sampler: str,
+    member_chunk: int = 1,
+) -> None:
+    """What is known to be wrong with how to sample before there is a network.
+
+    Args:
+      network: its class is enough.
+      num_timesteps: T of the training schedule.
+      steps, sampler, member_chunk: as in `make_segment_fn`.
+
+    Raises:
+      InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
+        steps = 0 for one whose `encode` gives no segmentation; begins with the setting's name.
+    """
     if sampler not in samplers.SAMPLERS:
-        raise InputError(f"sampler {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
-    if member_chunk < 1:
-        raise InputError(f"member_chunk: {member_chunk} is less than 1")
-    if steps and not model.generative:
-        raise InputError("this model has no diffusion network: only steps=0 is possible")
-    if not steps and not model.encode_segments:
+        raise InputError(f"sampler: {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
+    check_at_least("member_chunk", member_chunk)
+    if steps:
+        schedules.trajectory(num_timesteps, steps)
+        if not network.generative:
+            raise InputError(
+                f"steps: {steps} needs a diffusion network, which this model does not have; only "
+                "steps=0 is possible"
+            )
+    elif not network.encode_segments:
         raise InputError(
-            f"steps=0 asks for a segmentation without denoising, which {type(model).__name__} does "
-            "not have; at least 1 step is needed"
+            "steps: 0 asks for a segmentation without denoising, which this network does not have; "
+            "at least 1 step is needed"
         )
 
 
@@ -206,8 +237,7 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
     Raises:
       InputError: members < 1.
     """
-    if members < 1:
-        raise InputError(f"members: {members} is less than 1")
+    check_at_least("members", members)
     cases, shared = PartitionSpec("data"), PartitionSpec()
     per_device = jax.shard_map(
         segment,

@@ -117,7 +117,7 @@ def trajectory(num_timesteps: int, num_steps: int) -> np.ndarray:
       InputError: N outside 1..T.
     """
     if not 1 <= num_steps <= num_timesteps:
-        raise InputError(f"sampling.steps: {num_steps} is not between 1 and {num_timesteps}")
+        raise InputError(f"steps: {num_steps} is not between 1 and {num_timesteps}")
     remaining = np.arange(num_steps, -1, -1, dtype=np.int64)
     # Integer rounding; T / N >= 1 keeps the neighbours apart.
     return ((num_timesteps * remaining + num_steps // 2) // num_steps).astype(np.int32)

@@ -20,11 +20,15 @@ from jax.sharding import Mesh
 
 from medsegdiff_jax import (
     atomic,
+    decision,
+    denoiser,
+    fusion,
     hosts,
     input_pipeline,
     losses,
     networks,
     process,
+    schedules,
     train_state,
 )
 from medsegdiff_jax.checkpoint import Checkpoints
@@ -39,14 +43,24 @@ from medsegdiff_jax.partitioning import (
 )
 from medsegdiff_jax.train_state import TrainState
 from medsegdiff_jax.train_step import StepFn, compile_train_step, make_train_step
-from medsegdiff_jax.types import Array, InputError
+from medsegdiff_jax.types import Array, InputError, check_at_least
 from medsegdiff_jax.version import __version__
 from medsegdiff_jax.writer import MetricWriter, NoWriter, Progress
 
 _log = logging.getLogger("medsegdiff_jax")
 
-# What must stay the same for a workdir to be resumed.
+# What must stay the same for a workdir to be resumed,
 _IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
+# but for these: the fingerprint tells whether the data at another place are the same, and the rest
+# is how fast they are read and how much memory a step takes.
+_NO_IDENTITY = (
+    "data.path",
+    "data.cache_dir",
+    "data.workers",
+    "data.read_threads",
+    "data.prefetch",
+    "model.remat",
+)
 
 
 class LossWindow:
@@ -224,8 +238,9 @@ def validate(
 def check_config(config: Any) -> None:
     """Raises InputError for values that cannot work, with their field."""
     for field in ("num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"):
-        if config[field] < 1:
-            raise InputError(f"config field {field}: {config[field]} is less than 1")
+        check_at_least(f"config field {field}", config[field])
+    for field in ("workers", "read_threads", "prefetch"):
+        check_at_least(f"config field data.{field}", config.data[field], 0)
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"config field ema_decay: {config.ema_decay} is not in [0, 1)")
     if config.model.condition_prior and config.diffusion.prediction != "x0":
@@ -235,12 +250,33 @@ def check_config(config: Any) -> None:
         )
     networks.check(config.model, config.data.image_size)
     check_batch_size(config.batch_size, config.accumulate_steps)
-    if config.validation.batch_size < 1:
-        raise InputError("config field validation.batch_size: is less than 1")
+    check_sampling(config)
     if config.validation.max_cases < 0:
         raise InputError("config field validation.max_cases: is negative; 0 means all")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"config field seed: {config.seed} is not in 0..2^32-1")
+
+
+def check_sampling(config: Any) -> None:
+    """Raises InputError for values of config.validation or config.sampling that cannot work.
+
+    Training does not use the second; who samples with its result would find out too late.
+    """
+    network, noise = networks.NETWORKS[config.model.name], config.diffusion
+    schedule = schedules.build(noise.schedule, noise.num_timesteps, noise.zero_terminal_snr)
+    for node in ("validation", "sampling"):
+        settings = config[node]
+        how = {name: settings[name] for name in ("steps", "sampler", "member_chunk")}
+        try:
+            check_at_least("members", settings.members)
+            check_at_least("batch_size", settings.batch_size)
+            denoiser.check_settings(network, schedule.num_steps, **how)
+            fusion.check_method(settings.fusion, network.encode_segments)
+            decided = settings.get("decision", "probable")  # validation has no choice
+            if decided not in decision.METHODS:
+                raise InputError(f"decision: {decided!r} is not one of {decision.METHODS}")
+        except InputError as error:
+            raise InputError(f"config field {node}.{error}") from error
 
 
 def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, Any]:
@@ -260,15 +296,17 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
     path = workdir / "config.json"
     if path.exists():
         earlier = json.loads(path.read_text())
-        for field in _IDENTITY:
-            if earlier["config"].get(field) != stored[field]:
+        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
+        for field in sorted(now.keys() | before):
+            if field.partition(".")[0] not in _IDENTITY or field in _NO_IDENTITY:
+                continue
+            if before.get(field) != now.get(field):
                 raise InputError(
-                    f"{path}: config field {field} differs from this run's; "
-                    "resume with the same values or choose a new --workdir"
+                    f"{path}: config field {field}: {before.get(field)!r} differs from this run's "
+                    f"{now.get(field)!r}; resume with the same values or choose a new --workdir"
                 )
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
-        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
         for field in sorted(now.keys() & before):  # others came or went with a version
             if before[field] != now[field]:
                 _log.info("from here on %s=%s, not %s", field, now[field], before[field])

@@ -24,6 +24,12 @@ class InputError(ValueError):
     """
 
 
+def check_at_least(name: str, value: int, least: int = 1) -> None:
+    """Raises InputError, with the name of what the value is, if it is less than `least`."""
+    if value < least:
+        raise InputError(f"{name}: {value} is less than {least}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Modality:
     """One of the co-registered images of a volume.

@@ -12,8 +12,7 @@ from medsegdiff_jax.types import InputError, Task
 def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     """Pairs the pictures of a folder with their masks and splits the cases.
 
-    Without lists: 80 / 10 / 10 by hash of the stem. Without a validation list:
-    `validation_fraction` of the training cases. With only a test list, the rest is for training.
+    `lists.assign` says which case is in which split.
 
     Raises:
       InputError: folder or images missing, mask without image, training or validation image

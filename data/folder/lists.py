@@ -13,6 +13,8 @@ LISTS = {
     "test": ("test.txt",),
 }
 
+_TEST_FRACTION = 0.1  # where there is no list
+
 
 def read_lists(
     root: Path, known_ids: Collection[str], images: str = "images/"
@@ -50,12 +52,13 @@ def assign(
 ) -> dict[str, list[str]]:
     """Split -> case ids: the lists where given, the rest by a hash of the id.
 
-    Without lists: 80 / 10 / 10. Without a validation list: `validation_fraction` of the training
-    cases. Without a training list, these are the cases that no list names.
+    Without lists: a tenth for testing and `validation_fraction` of all for validation. With lists
+    but none for validation: `validation_fraction` of the training cases. Without a training list,
+    these are the cases that no list names.
     """
     if not lists:
-        rest, test = share(ids, 0.1)
-        train, validation = share(rest, 1 / 9)
+        rest, test = share(ids, _TEST_FRACTION)
+        train, validation = share(rest, validation_fraction / (1 - _TEST_FRACTION))
         return {"train": train, "validation": validation, "test": test}
     listed = {one for split in lists.values() for one in split}
     splits = dict(lists)

@@ -13,7 +13,7 @@ from medsegdiff_jax.networks.segdiff import SegDiff
 from medsegdiff_jax.networks.swin_unetr import SwinUNETR
 from medsegdiff_jax.networks.transunet import TransUNet
 from medsegdiff_jax.networks.unet import PlainUNet
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import InputError, Task, check_at_least
 
 NETWORKS: dict[str, type[Generative] | type[Discriminative]] = {
     "medsegdiff_v2": MedSegDiffV2,
@@ -43,19 +43,15 @@ def build(model: Mapping[str, Any], task: Task, image_size: int) -> Generative |
       InputError: see `check`.
     """
     check(model, image_size)
-    given = {**model, "mask_channels": task.mask_channels, "one_hot": task.one_hot}
-    fields = _fields(model["name"], given)
-    fields["dtype"] = dtype_of(fields["dtype"])
-    for name in _WIDTHS & fields.keys():
-        fields[name] = tuple(fields[name])
-    return NETWORKS[model["name"]](**fields)
+    return _network(model, task.mask_channels, task.one_hot)
 
 
 def check(model: Mapping[str, Any], image_size: int) -> None:
     """What is known to be wrong with config.model before there are data.
 
     Raises:
-      InputError: unknown name or dtype, or S not divisible by what the levels need.
+      InputError: unknown name or dtype, a number less than 1, no level, S not divisible by what the
+        levels need, or what the network itself refuses.
     """
     if model["name"] not in NETWORKS:
         raise InputError(
@@ -66,6 +62,12 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
         raise InputError(
             f"config field model.dtype: {fields['dtype']!r} is not float32 or bfloat16"
         )
+    for name, value in fields.items():
+        for number in value if name in _WIDTHS else (value,):
+            if type(number) is int:  # widths and counts: there is nothing with none of them
+                check_at_least(f"config field model.{name}", number)
+        if name in _WIDTHS and not value:
+            raise InputError(f"config field model.{name}: there is no level")
     levels = max(len(fields[name]) for name in _WIDTHS & fields.keys())
     multiple = 2 ** (levels - 1) * fields.get("semantic_patch", 1)
     if image_size < 1 or image_size % multiple:
@@ -73,6 +75,18 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
             f"config field data.image_size: {image_size} is not a multiple of {multiple}, "
             "which the levels and patches of this model need"
         )
+    _network(model, mask_channels=1, one_hot=False)  # a network checks fields of its own
+
+
+def _network(
+    model: Mapping[str, Any], mask_channels: int, one_hot: bool
+) -> Generative | Discriminative:
+    given = {**model, "mask_channels": mask_channels, "one_hot": one_hot}
+    fields = _fields(model["name"], given)
+    fields["dtype"] = dtype_of(fields["dtype"])
+    for name in _WIDTHS & fields.keys():
+        fields[name] = tuple(fields[name])
+    return NETWORKS[model["name"]](**fields)
 
 
 def _fields(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

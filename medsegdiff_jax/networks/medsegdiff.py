@@ -16,6 +16,8 @@ noise, and everything at small t. `evidence` gives it the sums over pixels that 
 (`networks/evidence.py`).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 from medsegdiff_jax.networks import layers
 from medsegdiff_jax.networks.evidence import Evidence
 from medsegdiff_jax.networks.interface import Generative
-from medsegdiff_jax.networks.spectral import SEMANTICS, SSFormer
+from medsegdiff_jax.networks.spectral import SEMANTICS, NBPFilter, SSFormer
 from medsegdiff_jax.networks.uncertain_attention import ANCHORS, SpatialGate
 from medsegdiff_jax.networks.unet import Decoder, Encoder, UNet
 from medsegdiff_jax.types import Array, Condition, InputError
@@ -38,7 +40,7 @@ class MedSegDiffV2(Generative):
       condition_widths, condition_blocks: levels of the condition UNet.
       widths, blocks: levels of the diffusion UNet; as many levels as the condition UNet.
       anchor: "none", "spatial_attention" or "u_sa".
-      anchor_kernel: taps of the U-SA Gaussian.
+      anchor_kernel: taps of the U-SA Gaussian; odd.
       semantic: "none", "ss_former" (no filter) or "nbp" (with the NBP filter).
       semantic_features, semantic_blocks, semantic_patch: token width, N and patch side of
         SS-Former.
@@ -70,10 +72,12 @@ class MedSegDiffV2(Generative):
     encode_segments = True
 
     def __post_init__(self):
-        """Raises InputError for an unknown ablation or UNets that do not meet at the same depth."""
+        """Raises InputError for an unknown ablation, even taps, or UNets of different depths."""
         super().__post_init__()
         if self.anchor not in ANCHORS:
             raise InputError(f"config field model.anchor: {self.anchor!r} is not one of {ANCHORS}")
+        if self.anchor_kernel % 2 == 0:
+            raise InputError(f"config field model.anchor_kernel: {self.anchor_kernel} is not odd")
         if self.semantic not in SEMANTICS:
             raise InputError(
                 f"config field model.semantic: {self.semantic!r} is not one of {SEMANTICS}"
@@ -97,12 +101,13 @@ class MedSegDiffV2(Generative):
         if self.evidence:
             self.evidence_maps = Evidence(self.widths, self.dtype)
         if self.semantic != "none":
+            filter_shape = (self.filter_features, self.filter_blocks, self.dtype)
+            nbp = functools.partial(NBPFilter, *filter_shape)
             self.ss_former = SSFormer(
                 features=self.semantic_features,
                 blocks=self.semantic_blocks,
                 patch=self.semantic_patch,
-                filter_features=self.filter_features,
-                filter_blocks=self.filter_blocks if self.semantic == "nbp" else 0,
+                spectrum_filter=nbp if self.semantic == "nbp" else None,
                 dtype=self.dtype,
             )
         self.decoder = Decoder(*shape)

@@ -23,6 +23,8 @@ gives the c of the next block. Each ends with an MLP (the paper names one for th
 last c goes to the decoder in place of e.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,18 +119,21 @@ class NBPFilter(nn.Module):
         return nn.sigmoid(gain[..., 0])
 
 
+FilterFactory = Callable[..., NBPFilter]
+"""(name=...) -> a new filter."""
+
+
 class SpectralAttention(nn.Module):
     """One cross-attention module in spectrum space, without its MLP.
 
     Attributes:
       features: width d of query, key and value.
-      filter_features, filter_blocks: size of the NBP filter; no filter if filter_blocks is 0.
-      dtype: compute dtype of matrix products and filter; the transform is float32.
+      spectrum_filter: makes an NBP filter; None for no filter.
+      dtype: compute dtype of matrix products; the transform is float32.
     """
 
     features: int
-    filter_features: int
-    filter_blocks: int
+    spectrum_filter: FilterFactory | None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -141,9 +146,8 @@ class SpectralAttention(nn.Module):
         q, k, v = project("query", query), project("key", key_value), project("value", key_value)
         affinity = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
         affinity = affinity / (jnp.sqrt(self.features) * k.shape[1])
-        if self.filter_blocks:
-            shape = (self.filter_features, self.filter_blocks, self.dtype)
-            nbp = NBPFilter(*shape, name="nbp_filter")
+        if self.spectrum_filter is not None:
+            nbp = self.spectrum_filter(name="nbp_filter")
             affinity = filter_spectrum(affinity, nbp(embedding, *affinity.shape[1:]))
         return jnp.einsum("bqk,bkd->bqd", affinity.astype(self.dtype), v)
 
@@ -155,8 +159,7 @@ class SpectralModule(nn.Module):
     """
 
     features: int
-    filter_features: int
-    filter_blocks: int
+    spectrum_filter: FilterFactory | None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -166,9 +169,8 @@ class SpectralModule(nn.Module):
         def norm(tokens: Array) -> Array:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(tokens)
 
-        attention = SpectralAttention(
-            self.features, self.filter_features, self.filter_blocks, self.dtype, name="attention"
-        )
+        shape = (self.features, self.spectrum_filter, self.dtype)
+        attention = SpectralAttention(*shape, name="attention")
         attended = attention(norm(query), norm(key_value), embedding)
         stream = stream + nn.Dense(self.features, dtype=self.dtype, name="output")(attended)
         hidden = nn.Dense(2 * self.features, dtype=self.dtype, name="mlp_in")(norm(stream))
@@ -182,15 +184,14 @@ class SSFormer(nn.Module):
       features: token width.
       blocks: N.
       patch: side of a patch, in cells of the deepest feature map.
-      filter_features, filter_blocks: the NBP filter's width and R; no filter if filter_blocks is 0.
+      spectrum_filter: as in `SpectralAttention`; each module has a filter of its own.
       dtype: compute dtype.
     """
 
     features: int
     blocks: int
     patch: int
-    filter_features: int
-    filter_blocks: int
+    spectrum_filter: FilterFactory | None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -209,7 +210,7 @@ class SSFormer(nn.Module):
             return patches(features).reshape(batch, rows * columns, self.features)
 
         e, c = tokens(e, "patchify_e"), tokens(c, "patchify_c")
-        shape = (self.features, self.filter_features, self.filter_blocks, self.dtype)
+        shape = (self.features, self.spectrum_filter, self.dtype)
         for index in range(self.blocks):
             c = SpectralModule(*shape, name=f"block_{index}_read_c")(c, e, c, embedding)
             c = SpectralModule(*shape, name=f"block_{index}_read_e")(c, c, e, embedding)

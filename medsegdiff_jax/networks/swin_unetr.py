@@ -152,12 +152,10 @@ class SwinUNETR(Discriminative):
     remat: bool = False
 
     def __post_init__(self):
-        """Raises InputError for a size without any attention, or a window of no token."""
+        """Raises InputError for a size without any attention."""
         super().__post_init__()
         if len(self.condition_widths) < 3:
             raise InputError("config field model.condition_widths: swin_unetr needs three levels")
-        if self.window < 1:
-            raise InputError(f"config field model.window: {self.window} is less than 1")
 
     @nn.compact
     def encode(self, image: Array) -> Condition:

@@ -167,7 +167,7 @@ def test_images_of_different_sizes_come_back_as_lists(segmenter, discs):
     ("changes", "message"),
     [
         ({"colour": 1}, "unknown setting 'colour'"),
-        ({"sampler": "euler"}, "sampler 'euler'"),
+        ({"sampler": "euler"}, "sampler: 'euler'"),
         ({"fusion": "max"}, "fusion: 'max'"),
         ({"members": 0}, "members: 0"),
         ({"member_chunk": 0}, "member_chunk: 0"),

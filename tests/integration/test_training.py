@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from medsegdiff_jax import checkpoint, trainer
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +29,13 @@ def leaves(tree):
 def logged(workdir):
     """Rows of metrics.jsonl."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def prepare(config, workdir):
+    """The workdir of a run on the discs, without the run."""
+    task = Task(("disc",), (255,), True, 3)
+    dataset = types.SimpleNamespace(name="folder", task=task, fingerprint="0")
+    return trainer.prepare_workdir(config, dataset, workdir)
 
 
 def test_three_steps_and_three_more_equal_six(tiny_config, tmp_path):
@@ -79,6 +87,51 @@ def test_another_config_or_dataset_does_not_resume(unet_config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(InputError, match="dataset has changed"):
         trainer.train(unet_config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("data.image_size", 32, "data.image_size: 16 differs from this run's 32"),
+        ("data.augment.flip", False, "data.augment.flip: True differs from this run's False"),
+        ("model.name", "transunet", "model.name: 'unet' differs from this run's 'transunet'"),
+        ("seed", 1, "seed: 0 differs from this run's 1"),
+    ],
+)
+def test_a_field_that_makes_it_another_run_is_named_with_both_values(
+    unet_config, tmp_path, field, value, words
+):
+    prepare(unet_config, tmp_path)
+    unet_config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"config.json: config field {words};"):
+        prepare(unet_config, tmp_path)
+
+
+def test_a_field_that_an_earlier_version_did_not_have_makes_it_another_run(unet_config, tmp_path):
+    prepare(unet_config, tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["config"]["diffusion"]["input_scale"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="diffusion.input_scale: None differs from this run's 0.1"):
+        prepare(unet_config, tmp_path)
+
+
+def test_speed_and_memory_may_change_within_a_run(unet_config, tmp_path):
+    prepare(unet_config, tmp_path)
+    unet_config.data.update(workers=3, read_threads=0, prefetch=1)
+    unet_config.model.remat = True
+    assert prepare(unet_config, tmp_path)["config"]["data"]["workers"] == 3
+
+
+def test_a_run_goes_on_where_its_data_have_moved(unet_config, disc_folder, tmp_path):
+    trainer.train(unet_config, str(tmp_path / "run"))
+    moved = shutil.copytree(disc_folder, tmp_path / "moved")
+    unet_config.data.update(path=str(moved), cache_dir=str(tmp_path / "cache"))
+    unet_config.num_steps = 4
+    assert int(trainer.train(unet_config, str(tmp_path / "run")).step) == 4
+    (moved / "images" / "disc_00.png").write_bytes((moved / "images/disc_01.png").read_bytes())
+    with pytest.raises(InputError, match="dataset has changed"):
+        trainer.train(unet_config, str(tmp_path / "run"))
 
 
 def test_what_a_resumed_run_does_otherwise_is_said(unet_config, tmp_path, caplog):

@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from data import preparation
-from medsegdiff_jax import losses, networks, process, train_state
+from medsegdiff_jax import losses, networks, process, train_state, trainer
 from medsegdiff_jax.types import Task
 
 TASK = Task(("lesion",), (1,), True, 3)
@@ -114,6 +114,7 @@ def test_every_recipe_builds(name, recipe):
     losses.build(config.loss)
     train_state.build_optimizer(config.optim, config.num_steps)
     networks.build(config.model, TASK, config.data.image_size)
+    trainer.check_config(config)
 
 
 @pytest.mark.parametrize("anchor", ["none", "spatial_attention", "u_sa"])

@@ -188,7 +188,8 @@ def test_ct_is_recognised_as_a_word(root, name, expected):
 
 
 def test_without_lists_eighty_ten_ten(root):
-    splits = ids(root)
+    assert len(ids(root, 0.3)["validation"]) == 3
+    splits = ids(root, 0.1)
     assert {split: len(cases) for split, cases in splits.items()} == {
         "train": 8,
         "validation": 1,

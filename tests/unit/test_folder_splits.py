@@ -2,7 +2,9 @@
 
 import pytest
 
+from data.catalogue import share
 from data.folder import Builder
+from data.folder.lists import assign
 
 
 def split_names(root, fraction=0.1):
@@ -35,8 +37,28 @@ def test_without_lists_eighty_ten_ten_by_name_alone(many):
         "test": 4,
     }
     assert_partition(splits)
-    assert splits["test"] != [f"{number:02d}" for number in range(4)]
-    assert split_names(many, fraction=0.5) == splits
+    # These very names: results that were published depend on them.
+    assert splits["validation"] == ["09", "13", "17", "29"]
+    assert splits["test"] == ["03", "07", "08", "39"]
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.05, 2), (0.5, 20), (0.99, 35)])
+def test_without_lists_the_fraction_counts_all_cases_and_leaves_the_test_split(
+    many, fraction, count
+):
+    splits = split_names(many, fraction)
+    assert len(splits["validation"]) == count
+    assert splits["test"] == split_names(many)["test"]
+    assert_partition(splits)
+
+
+def test_without_lists_the_default_is_a_ninth_of_what_is_left_by_the_test_split():
+    for count in range(2, 300):
+        ids = [f"{number:02d}" for number in range(count)]
+        rest, test = share(ids, 0.1)
+        train, validation = share(rest, 1 / 9)
+        expected = {"train": train, "validation": validation, "test": test}
+        assert assign({}, ids, 0.1) == expected
 
 
 def test_with_a_test_list_alone_the_rest_is_for_training(many):

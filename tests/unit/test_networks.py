@@ -1,5 +1,7 @@
 """The networks: closed forms of their parts, and what the two halves may and may not depend on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ def test_product_of_spectra_is_the_spectrum_of_the_affinity():
 def test_filter_of_ones_is_softmax_free_attention():
     query, keys = jax.random.normal(jax.random.key(0), (2, 2, 12, 8))
     embedding = jnp.ones((1, 6))
-    filtered = spectral.SpectralAttention(8, filter_features=4, filter_blocks=2)
+    filtered = spectral.SpectralAttention(8, functools.partial(spectral.NBPFilter, 4, 2))
     params = filtered.init(jax.random.key(1), query, keys, embedding)["params"]
     gain = params["nbp_filter"]["gain"]
     # sigmoid(50) is 1 in float32.
@@ -125,7 +127,8 @@ def test_filter_in_bfloat16_is_that_of_float32_up_to_rounding():
 
 
 def test_fft_is_float32_under_bfloat16():
-    attention = spectral.SpectralAttention(8, 4, 2, dtype=jnp.bfloat16)
+    nbp = functools.partial(spectral.NBPFilter, 4, 2, jnp.bfloat16)
+    attention = spectral.SpectralAttention(8, nbp, jnp.bfloat16)
     tokens = jnp.ones((1, 4, 8), jnp.bfloat16)
     args = (tokens, tokens, jnp.ones((1, 6)))
     params = attention.init(jax.random.key(0), *args)
@@ -368,6 +371,25 @@ def test_unknown_choices_name_their_field(field, value):
     config[field] = value
     with pytest.raises(InputError, match=f"model.{field}.*{value}"):
         networks.build(config, BINARY, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("widths", (), "there is no level"),
+        ("condition_widths", (8, 0), "0 is less than 1"),
+        ("semantic_patch", 0, "0 is less than 1"),
+        ("semantic_blocks", -1, "-1 is less than 1"),
+        ("filter_blocks", 0, "0 is less than 1"),
+        ("anchor_kernel", 0, "0 is less than 1"),
+        ("anchor_kernel", 4, "4 is not odd"),
+    ],
+)
+def test_numbers_that_make_no_network_name_their_field(field, value, words):
+    config = base.get_config("default,tiny").model
+    config[field] = value
+    with pytest.raises(InputError, match=f"^config field model.{field}: {words}"):
+        networks.check(config, SIZE)
 
 
 def test_size_that_the_levels_cannot_halve_is_refused():

@@ -101,5 +101,5 @@ def test_trajectory_examples():
 
 @pytest.mark.parametrize("num_steps", [0, -1, 11])
 def test_trajectory_refuses(num_steps):
-    with pytest.raises(InputError, match=r"^sampling\.steps: "):
+    with pytest.raises(InputError, match=r"^steps: "):
         schedules.trajectory(10, num_steps)
