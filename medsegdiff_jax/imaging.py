@@ -233,7 +233,7 @@ def to_unit(image: np.ndarray) -> np.ndarray:
     Raises:
       InputError: another dtype, whose range is not known.
     """
-    if image.dtype in (np.uint8, np.uint16):
+    if image.dtype.newbyteorder("=") in (np.uint8, np.uint16):
         return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
     if image.dtype.kind != "f":
         raise InputError(f"an image is uint8, uint16 or floats, not {image.dtype}")
