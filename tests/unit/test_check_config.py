@@ -38,6 +38,13 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
         ("data.read_threads", -1, "-1 is less than 0"),
         ("data.prefetch", -1, "-1 is less than 0"),
         ("model.semantic", "fft", "'fft' is not one of"),
+        ("model.widths", (), "there is no level"),
+        ("model.condition_widths", (8, 0), "0 is less than 1"),
+        ("model.semantic_patch", 0, "0 is less than 1"),
+        ("model.semantic_blocks", -1, "-1 is less than 1"),
+        ("model.filter_blocks", 0, "0 is less than 1"),
+        ("model.anchor_kernel", 0, "0 is less than 1"),
+        ("model.anchor_kernel", 4, "4 is not odd"),
     ],
 )
 def test_other_values_that_cannot_work_name_their_field(field, value, words):

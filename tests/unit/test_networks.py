@@ -373,25 +373,6 @@ def test_unknown_choices_name_their_field(field, value):
         networks.build(config, BINARY, SIZE)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [
-        ("widths", (), "there is no level"),
-        ("condition_widths", (8, 0), "0 is less than 1"),
-        ("semantic_patch", 0, "0 is less than 1"),
-        ("semantic_blocks", -1, "-1 is less than 1"),
-        ("filter_blocks", 0, "0 is less than 1"),
-        ("anchor_kernel", 0, "0 is less than 1"),
-        ("anchor_kernel", 4, "4 is not odd"),
-    ],
-)
-def test_numbers_that_make_no_network_name_their_field(field, value, words):
-    config = base.get_config("default,tiny").model
-    config[field] = value
-    with pytest.raises(InputError, match=f"^config field model.{field}: {words}"):
-        networks.check(config, SIZE)
-
-
 def test_size_that_the_levels_cannot_halve_is_refused():
     with pytest.raises(InputError, match="data.image_size: 20"):
         networks.build(base.get_config("default,small").model, BINARY, 20)
