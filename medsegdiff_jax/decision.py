@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medsegdiff_jax import fusion
-from medsegdiff_jax.types import Task
+from medsegdiff_jax.types import InputError, Task
 
 METHODS = ("probable", "dice")
 
@@ -37,6 +37,12 @@ DecideFn = Callable[[np.ndarray], np.ndarray]
 """Probability [..., K] -> mask [..., K] uint8 in {0, 1}."""
 
 _PROGRESS = 1e-6  # of the sum of D; a move that brings less is not made
+
+
+def check_method(method: str) -> None:
+    """Raises InputError unless it is one of METHODS."""
+    if method not in METHODS:
+        raise InputError(f"decision: {method!r} is not one of {METHODS}")
 
 
 def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) -> DecideFn:

@@ -198,8 +198,7 @@ class Segmenter:
         given = {name: value for name, value in changes.items() if value is not None}
         settings = dataclasses.replace(self.settings, **given)
         fusion.check_method(settings.fusion, self._model.encode_segments)
-        if settings.decision not in decision.METHODS:
-            raise InputError(f"decision: {settings.decision!r} is not one of {decision.METHODS}")
+        decision.check_method(settings.decision)
         if settings.batch_size < 1:
             raise InputError(f"batch_size: {settings.batch_size} is less than 1")
         if not 0 <= settings.tolerance < 1:

@@ -272,9 +272,7 @@ def check_sampling(config: Any) -> None:
             check_at_least("batch_size", settings.batch_size)
             denoiser.check_settings(network, schedule.num_steps, **how)
             fusion.check_method(settings.fusion, network.encode_segments)
-            decided = settings.get("decision", "probable")  # validation has no choice
-            if decided not in decision.METHODS:
-                raise InputError(f"decision: {decided!r} is not one of {decision.METHODS}")
+            decision.check_method(settings.get("decision", "probable"))  # validation has no choice
         except InputError as error:
             raise InputError(f"config field {node}.{error}") from error
 
