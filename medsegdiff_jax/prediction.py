@@ -65,8 +65,8 @@ def predict(
     """Segments `cases` and writes each as soon as it is done.
 
     What an earlier call with the same version, model and settings has finished in `output` is kept;
-    so a run that was interrupted goes on where it was. Calls at the same time may share
-    the work by lists.
+    so a run that was interrupted goes on where it was. Calls at the same time may share the work by
+    lists. The contact sheet shows what was computed by a call that began anew, or by the first.
 
     Args:
       segmenter: the model.
@@ -117,8 +117,9 @@ def predict(
     finally:
         # Also when an image was unreadable or the run was interrupted: what is done is listed.
         _list(folder, run, cases)
-    if sheet:
-        report.write_contact_sheet(folder / "contact_sheet.png", sheet, task)
+    page = folder / "contact_sheet.png"
+    if sheet and (len(left) == len(cases) or not page.exists()):  # else it has earlier cases
+        report.write_contact_sheet(page, sheet, task)
     _warn_of_growth(growth)
 
 

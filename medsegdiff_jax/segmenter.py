@@ -372,12 +372,11 @@ class Segmenter:
         if image.dtype not in (np.uint8, np.uint16) and not np.isfinite(image).all():
             raise InputError(f"{case_id}: the image has pixels that are not finite")
         try:
-            small = imaging.match_channels(
-                imaging.resize_image(image, (self._size, self._size)), self.task.image_channels
-            )
+            small = imaging.resize_image(image, (self._size, self._size))
+            small = imaging.to_unit(imaging.match_channels(small, self.task.image_channels))
         except InputError as error:
             raise InputError(f"{case_id}: {error}") from error
-        return imaging.normalize(imaging.to_unit(small), self.task)
+        return imaging.normalize(small, self.task)
 
     def _all_labels(self, members: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Samples [n, S, S, K] -> label ids [n, H, W]."""

@@ -192,6 +192,7 @@ def test_impossible_settings_are_named(segmenter, discs, changes, message):
         (np.zeros((0, 8, 3), np.uint8), r"\[H, W, C\]"),
         (np.full((8, 8, 3), np.nan, np.float32), "not finite"),
         (np.full((8, 8, 3), np.inf), "not finite"),
+        (np.ones((8, 8, 3), np.int64), "uint8, uint16 or floats, not int64"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(segmenter, discs, image, message):

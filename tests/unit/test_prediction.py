@@ -221,6 +221,15 @@ def test_an_animation_has_a_frame_per_step(run, tmp_path):
         assert film.size == (3 * width, height)
 
 
+def test_the_contact_sheet_is_not_replaced_by_one_with_fewer_cases(run, tmp_path):
+    run()
+    sheet = tmp_path / "out" / "contact_sheet.png"
+    whole = sheet.read_bytes()
+    (tmp_path / "out" / "b_probability.png").unlink()
+    assert run() == "b" and sheet.read_bytes() == whole
+    assert run(seed=1) == "abc" and sheet.read_bytes() != whole
+
+
 @pytest.mark.parametrize(("marked", "warned"), [(30, True), (19, False)])
 def test_masks_that_outgrow_what_is_probable_are_reported(
     run, tiny_model, monkeypatch, caplog, marked, warned
