@@ -2,7 +2,7 @@
 
     make demo
     python -m benchmarks.raters_and_members --data=runs/demo/test \
-        --predictions=runs/demo/predictions --cases=binary_test_007,binary_test_027 \
+        --predictions=runs/demo/predictions --cases=binary_test_027,binary_test_016 \
         --figure=docs/phantom_members.png
 
 Outlines of every rater (`masks/` or `masks_*/`) and of every member, then the fused probability and
