@@ -25,6 +25,8 @@ COMPILED = "~/.cache/medsegdiff_jax/compiled"
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
 
+_HELP = {f"{dash}{word}" for dash in ("-", "--") for word in ("help", "helpshort", "helpfull")}
+
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # config_flags raises whatever the config tree raises when an override names no field or has the
 # wrong type; none of these can be a defect of a command, because no command has started yet.
@@ -52,6 +54,9 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     _keep_compiled_programs()
     try:
         app.run(_refuse_positional(main), flags_parser=_parse)
+    except SystemExit as ended:
+        # absl ends with 1 after --help, as if that had been an error.
+        sys.exit(0 if any(word in _HELP for word in sys.argv[1:]) else ended.code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

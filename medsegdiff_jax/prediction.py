@@ -84,18 +84,12 @@ def predict(
     kind = _kind(task)
     _check(save, task, settings)
     check_names(cases, folder, task, save, settings.members, kind.SUFFIX)
-    folder.mkdir(parents=True, exist_ok=True)
     if not task.modalities:
         # A lone image must not be computed as a padded batch of many.
         settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(cases)))
     _warn_of_other_settings(segmenter, settings)
     run = describe(segmenter, settings)
-    with atomic.alone(folder):
-        run["cases"] = finished(folder, run, cases, save)
-        atomic.write_json(folder / "run.json", run)
-    left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
-    if len(left) < len(cases):
-        _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
+    left = _begin(folder, run, cases, save)
     sheet: list[report.CasePictures] = []
     growth: list[float] = []
     listed = time.monotonic()
@@ -143,6 +137,20 @@ def _warn_of_growth(growth: Sequence[float]) -> None:
             "--decision=probable marks only what is probable",
             np.median(found),
         )
+
+
+def _begin(
+    folder: Path, run: dict[str, Any], cases: Mapping[str, tuple[Path, ...]], save: Sequence[str]
+) -> dict[str, tuple[Path, ...]]:
+    """Writes run.json with what is finished, which `run` gets too; returns what is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.alone(folder):
+        run["cases"] = finished(folder, run, cases, save)
+        atomic.write_json(folder / "run.json", run)
+    left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
+    if len(left) < len(cases):
+        _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
+    return left
 
 
 def _check(save: Sequence[str], task: Task, settings: Settings) -> None:

@@ -21,13 +21,13 @@ def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    if (root / "run.json").is_file():
-        raise InputError(f"{root}: holds predictions (it has a run.json), not references")
     folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
     single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
     if not folders:
         # A Decathlon folder may keep the labels of its test cases apart.
         folders = [root / name for name in single if (root / name).is_dir()] or [root]
+        if folders == [root] and (root / "run.json").is_file():
+            raise InputError(f"{root}: holds predictions (it has a run.json), not references")
         if not task.exclusive and folders[0].name.startswith("labelsT"):
             raise InputError(
                 f"{folders[0]}: holds the labels of a dataset, not the overlapping regions that "

@@ -45,6 +45,12 @@ def raiser(error):
     return main
 
 
+@pytest.mark.parametrize("word", ["--help", "--helpfull"])
+def test_asking_for_help_is_no_error(run, capsys, word):
+    assert run(raiser(ValueError("ran")), word) == 0
+    assert "flags" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
