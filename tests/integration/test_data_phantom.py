@@ -206,6 +206,8 @@ def test_the_command_writes_a_folder(tmp_path):
         for rater, labels in enumerate(model.stored_raters(case), 1):
             path = tmp_path / "out" / f"masks_{rater}" / f"{case}.png"
             np.testing.assert_array_equal(read_labels(path), labels)
+    mixed = run(f"--output={tmp_path / 'out'}", "--split=test", "--count=1")
+    assert mixed.returncode == 2 and "is of none of the cases to write" in mixed.stderr
 
 
 def test_the_command_refuses_a_wrong_count(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from medsegdiff_jax import prediction
+from medsegdiff_jax.metrics import apply_temperature
 from medsegdiff_jax.segmenter import Segmenter
 from medsegdiff_jax.types import InputError
 from medsegdiff_jax.version import __version__
@@ -221,6 +222,18 @@ def test_an_animation_has_a_frame_per_step(run, tmp_path):
         assert film.size == (3 * width, height)
 
 
+def test_the_probability_that_is_written_is_scaled(tiny_model, tmp_path):
+    segmenter, written = Segmenter(tiny_model), []
+    cases = find(folder_of(tmp_path / "scans", "a.png"), segmenter)
+    for temperature in (1.0, 0.25):
+        segmenter.temperature, out = temperature, tmp_path / str(temperature)
+        settings = segmenter.choose(fusion="mean")
+        prediction.predict(segmenter, cases, out, settings, ("probability",))
+        written.append(np.asarray(Image.open(out / "a_probability.png")) / 255)
+    np.testing.assert_allclose(written[1], apply_temperature(written[0], 0.25), atol=0.01)
+    assert np.abs(written[1] - written[0]).max() > 0.05
+
+
 def test_the_contact_sheet_is_not_replaced_by_one_with_fewer_cases(run, tmp_path):
     run()
     sheet = tmp_path / "out" / "contact_sheet.png"
@@ -247,4 +260,5 @@ def test_masks_that_outgrow_what_is_probable_are_reported(
     monkeypatch.setattr(Segmenter, "stream", unsure)
     with caplog.at_level("WARNING", logger="medsegdiff_jax"):
         run()
-    assert ("3.0 times as large as what is more probable" in caplog.text) is warned
+    assert ("times as large as what is more probable" in caplog.text) is warned
+    assert ("3.0 times" in caplog.text) is warned
