@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, check_at_least
 
 AXES = ("data", "model")
 _SMALLEST = 2**10  # elements; splitting less saves nothing and costs a message
@@ -127,10 +127,8 @@ def shard_shared(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[
 
 def check_batch_size(batch_size: int, parts: int) -> None:
     """Raises InputError unless each part of a batch divides evenly over the devices."""
-    if parts < 1:
-        raise InputError(f"config field accumulate_steps: {parts} is less than 1")
-    if batch_size < 1:
-        raise InputError(f"config field batch_size: {batch_size} is less than 1")
+    check_at_least("config field accumulate_steps", parts)
+    check_at_least("config field batch_size", batch_size)
     if batch_size % (parts * jax.device_count()):
         times = f"{parts} parts on " if parts > 1 else ""
         raise InputError(

@@ -15,7 +15,7 @@ from medsegdiff_jax.result_files import (
     choose,
     class_channels,
     files_of,
-    marked_over,
+    growth_of,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
 from medsegdiff_jax.types import InputError, Task
@@ -65,7 +65,8 @@ def segment(
     keep = {"keep_members": "members" in save, "keep_path": "animation" in save}
     for result in segmenter.stream(images, settings, **keep):
         probable = fusion.decide(result.probability, segmenter.task)
-        growth = marked_over(result.mask, imaging.mask_to_labels(probable, segmenter.task))
+        labels = (result.mask, imaging.mask_to_labels(probable, segmenter.task))
+        growth = growth_of(*(int(np.count_nonzero(one)) for one in labels))
         scaled = segmenter.scaled(result.probability, settings)
         result = dataclasses.replace(result, probability=scaled)
         yield _case(result, growth, segmenter.task, save)

@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from medsegdiff_jax import imaging, report
 from medsegdiff_jax.types import InputError, Task
 
@@ -72,10 +70,9 @@ def case_files(
     return CaseFiles(case_id, seconds, members, growth, pictures, paired)
 
 
-def marked_over(labels: np.ndarray, others: np.ndarray) -> float:
-    """How many times the pixels that `others` mark `labels` mark; NaN if `others` mark none."""
-    there = np.count_nonzero(others)
-    return np.count_nonzero(labels) / there if there else float("nan")
+def growth_of(marked: int, probable: int) -> float:
+    """Pixels of a mask over those that are more probable than not; NaN if there are none."""
+    return marked / probable if probable else float("nan")
 
 
 def file_names(case: str, what: str, task: Task, members: int, suffix: str) -> list[str]:

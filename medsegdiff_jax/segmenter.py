@@ -30,7 +30,7 @@ from medsegdiff_jax.partitioning import (
     sampling_mesh,
     shard_batch,
 )
-from medsegdiff_jax.types import Array, InputError, case_key
+from medsegdiff_jax.types import Array, InputError, case_key, check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +199,7 @@ class Segmenter:
         settings = dataclasses.replace(self.settings, **given)
         fusion.check_method(settings.fusion, self._model.encode_segments)
         decision.check_method(settings.decision)
-        if settings.batch_size < 1:
-            raise InputError(f"batch_size: {settings.batch_size} is less than 1")
+        check_at_least("batch_size", settings.batch_size)
         if not 0 <= settings.tolerance < 1:
             raise InputError(f"tolerance: {settings.tolerance} is not in 0..1")
         if not 0 <= settings.seed < 2**32:

@@ -24,6 +24,7 @@ from medsegdiff_jax.result_files import (
     choose,
     class_channels,
     files_of,
+    growth_of,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
 from medsegdiff_jax.types import InputError, Modality, Task, slice_id, volume_of
@@ -216,7 +217,7 @@ class _Volume:
         return self._how.scaled(result.probability) if self._how.scaled else result.probability
 
     def _decide(self) -> tuple[decision.DecideFn, float]:
-        """Decides the finished volume; returns how, and how many times the voxels that grew to."""
+        """Decides the finished volume; returns how, and how its mask grew by that (`growth_of`)."""
         slices, probable = range(len(self.slices)), sum(self._areas)
         decide = decision.rule(
             self._how.decision, lambda: (self._probable(index)[1] for index in slices), self._task
@@ -226,7 +227,7 @@ class _Volume:
             mask = imaging.mask_to_labels(decide(probability), self._task)
             self._results["mask"][0][index][inside] = mask
             self._areas[index] = int(np.count_nonzero(mask))
-        return decide, sum(self._areas) / probable if probable else float("nan")
+        return decide, growth_of(sum(self._areas), probable)
 
     def _probable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Where a slice may hold something, [H, W] bool, and the probabilities there, [n, K]."""
