@@ -178,3 +178,12 @@ def test_a_temperature_moves_no_mask_of_low_probabilities(tmp_path, temperature,
         masks.append(volume._results["mask"][0])
     assert masks[0].any()
     np.testing.assert_array_equal(*masks)
+
+
+def test_how_much_the_decision_marks_is_said(tmp_path):
+    task = Task(("a",), (1,), False, 1, CT)
+    how = at_temperature("dice", 1.0, task)
+    volume, probability = filled(tmp_path, task, how, ("mask",), 5.0, -2.5)
+    growth = volume.files().growth
+    marked = np.count_nonzero(volume._results["mask"][0])
+    assert growth == marked / np.count_nonzero(probability >= 0.5) > 1
