@@ -43,8 +43,6 @@ demo: $(VENV)/installed  ## train on phantoms, segment held-out ones, score and 
 	  --output=$(RUN)/predictions --save=mask,probability,uncertainty,overlay,members
 	$(BIN)/python evaluate.py --predictions=$(RUN)/predictions --references=$(RUN)/test \
 	  --output=$(RUN)/evaluation
-	$(BIN)/python -c 'from medsegdiff_jax import report; \
-	  report.write_learning_curve("$(RUN)/metrics.jsonl", "$(RUN)/learning_curve.png")'
 
 test: $(VENV)/installed  ## run every test on the CPU
 	mkdir -p $(COMPILED)

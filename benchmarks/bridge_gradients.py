@@ -27,8 +27,8 @@ from medsegdiff_jax import (
     input_pipeline,
     losses,
     networks,
+    plots,
     process,
-    report,
 )
 from medsegdiff_jax.types import Array, Batch, Condition, InputError, Params
 
@@ -110,7 +110,7 @@ def relative(gradients: Params) -> dict[str, float]:
 
 def draw(path: Path, results: dict[str, list[dict[str, float]]]) -> None:
     """Relative gradient against t, a panel per run."""
-    figure = report.new_figure(4.2 * len(results) + 1.4, 3.4)
+    figure = plots.new_figure(4.2 * len(results) + 1.4, 3.4)
     panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for axes, (label, rows) in zip(panels, results.items(), strict=True):
         for name in PARTS:
@@ -120,7 +120,7 @@ def draw(path: Path, results: dict[str, list[dict[str, float]]]) -> None:
         axes.set(xlabel="t", title=label)
     panels[0].set_ylabel(f"RMS gradient / that of the {WHOLE}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

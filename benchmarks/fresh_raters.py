@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from data.phantom import model
-from medsegdiff_jax import atomic, cli, fusion, imaging, report
+from medsegdiff_jax import atomic, cli, display, fusion, imaging
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import file_names
 
@@ -44,7 +44,7 @@ def write_case(folder: Path, case: str, count: int, side: int) -> dict[str, str 
     members = [fusion.decide(mask_through(rater, side), TASK) for rater in raters]
     pictures = {
         "mask": [imaging.mask_to_labels(fusion.decide(probability, TASK), TASK)],
-        "probability": [report.to_byte(probability[..., 0])],
+        "probability": [display.to_byte(probability[..., 0])],
         "members": [imaging.mask_to_labels(member, TASK) for member in members],
     }
     files: dict[str, str | list[str]] = {}

@@ -27,7 +27,7 @@ from absl import flags
 
 from benchmarks.provenance import hardware, versions
 from data.phantom import appearance, model
-from medsegdiff_jax import atomic, checkpoint, cli, denoiser, imaging, networks, process, report
+from medsegdiff_jax import atomic, checkpoint, cli, denoiser, imaging, networks, plots, process
 from medsegdiff_jax.types import Array, InputError
 
 CASES, RATERS, OTHERS = 8, 16, 400
@@ -132,7 +132,7 @@ def measure(observer: Observer) -> list[dict[str, float]]:
 
 def draw(path: Path, results: dict[str, list[dict[str, float]]]) -> None:
     """Following against the signal-to-noise ratio of one pixel."""
-    figure = report.new_figure(5.0, 3.6)
+    figure = plots.new_figure(5.0, 3.6)
     axes = figure.add_subplot()
     ideals: set[tuple[float, ...]] = set()
     for label, rows in results.items():
@@ -150,7 +150,7 @@ def draw(path: Path, results: dict[str, list[dict[str, float]]]) -> None:
     axes.set_ylabel("following of the rater")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, frameon=False)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

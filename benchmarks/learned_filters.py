@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from medsegdiff_jax import checkpoint, cli, networks, report
+from medsegdiff_jax import checkpoint, cli, networks, plots
 from medsegdiff_jax.networks.spectral import NBPFilter
 from medsegdiff_jax.networks.uncertain_attention import gaussian_weights
 from medsegdiff_jax.types import InputError
@@ -67,7 +67,7 @@ def filters(loaded: checkpoint.LoadedModel) -> dict[str, np.ndarray]:
 
 def draw(path: Path, width: np.ndarray, kernels: np.ndarray, gain: dict[str, np.ndarray]) -> None:
     """The kernels in the first row, then a row per filter and a column per step."""
-    figure = report.new_figure(8.0, 1.4 + 0.75 * len(gain))
+    figure = plots.new_figure(8.0, 1.4 + 0.75 * len(gain))
     top, below = figure.subfigures(2, 1, height_ratios=(1.4, 0.75 * len(gain)))
     chosen = np.argsort(width)[np.linspace(0, len(width) - 1, KERNELS).astype(int)]
     for axes, channel in zip(top.subplots(1, KERNELS), chosen, strict=True):
@@ -88,7 +88,7 @@ def draw(path: Path, width: np.ndarray, kernels: np.ndarray, gain: dict[str, np.
         if column == 0:
             axes.set_ylabel(name.removeprefix("block_"), fontsize=6)
     below.colorbar(shown, ax=panels, shrink=0.5, label="gain")
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

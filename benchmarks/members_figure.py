@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from medsegdiff_jax import cli, report
+from medsegdiff_jax import cli, plots
 from medsegdiff_jax.types import InputError
 
 _ROWS = flags.DEFINE_multi_string("rows", None, "Folder of rows; repeatable.")
@@ -47,7 +47,7 @@ def read(folder: Path) -> Panels:
 def draw(path: Path, panels: Panels) -> None:
     """A panel per dataset with a line per model, which keeps its colour in all of them."""
     columns, rows = min(_COLUMNS, len(panels)), -(-len(panels) // _COLUMNS)
-    figure = report.new_figure(3.4 * columns + 0.4, 3.0 * rows + 0.4)
+    figure = plots.new_figure(3.4 * columns + 0.4, 3.0 * rows + 0.4)
     handles = {}
     for number, (title, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
@@ -62,7 +62,7 @@ def draw(path: Path, panels: Panels) -> None:
         if number % columns == 1 or columns == 1:
             axes.set_ylabel("mean Dice")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

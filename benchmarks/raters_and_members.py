@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.predicted import picture
-from medsegdiff_jax import cli, imaging, report
+from medsegdiff_jax import cli, display, imaging, plots
 from medsegdiff_jax.types import InputError
 
 _DATA = flags.DEFINE_string("data", None, "Folder with images/ and masks/ or masks_*/.")
@@ -53,12 +53,12 @@ def of_members(folder: Path, case: str) -> list[np.ndarray]:
 
 def draw(path: Path, data: Path, predictions: Path, cases: list[str]) -> None:
     """Writes the figure."""
-    figure = report.new_figure(1.8 * len(TITLES), 1.8 * len(cases) + 0.25)
+    figure = plots.new_figure(1.8 * len(TITLES), 1.8 * len(cases) + 0.25)
     grid = figure.subplots(len(cases), len(TITLES), squeeze=False)
     for axes, title in zip(grid[0], TITLES, strict=True):
         axes.set_title(title, fontsize=9)
     for line, case in zip(grid, cases, strict=True):
-        image = report.to_display(imaging.read_image(picture(data / "images", case)))
+        image = display.to_rgb(imaging.read_image(picture(data / "images", case)))
         outlined = ([], of_raters(data, case), of_members(predictions, case))
         for axes, masks in zip(line[:3], outlined, strict=True):
             axes.imshow(image)
@@ -69,7 +69,7 @@ def draw(path: Path, data: Path, predictions: Path, cases: list[str]) -> None:
             axes.imshow(values, cmap="gray" if name == "probability" else "magma", vmin=0, vmax=255)
         for axes in line:
             axes.set_axis_off()
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

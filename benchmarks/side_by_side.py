@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.predicted import picture
-from medsegdiff_jax import cli, imaging, metrics, report
+from medsegdiff_jax import cli, display, imaging, metrics, plots
 from medsegdiff_jax.types import InputError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of pictures.")
@@ -27,15 +27,15 @@ _FIGURE = flags.DEFINE_string("figure", None, "PNG to write.")
 
 def row(models: dict[str, Path], case: str) -> list[tuple[str, np.ndarray]]:
     """Titles and pictures of a case: reference, each model with its Dice, uncertainty."""
-    image = report.to_display(imaging.read_image(picture(Path(_IMAGES.value), case)))
+    image = display.to_rgb(imaging.read_image(picture(Path(_IMAGES.value), case)))
     reference = imaging.read_labels(picture(Path(_MASKS.value), case)) > 0
-    cells = [(case, report.overlay(image, reference[..., None], None))]
+    cells = [(case, display.overlay(image, reference[..., None], None))]
     for name, folder in models.items():
         mask = imaging.read_labels(picture(folder, case)) > 0
         title = f"{name}: {metrics.dice(mask, reference):.3f}"
-        cells.append((title, report.overlay(image, mask[..., None], None)))
+        cells.append((title, display.overlay(image, mask[..., None], None)))
     doubt = imaging.read_image(picture(next(iter(models.values())), case, "_uncertainty"))
-    return [*cells, ("uncertainty", report.grey(doubt[..., 0] / 255))]
+    return [*cells, ("uncertainty", display.grey(doubt[..., 0] / 255))]
 
 
 def main(argv: list[str]) -> None:
@@ -51,13 +51,13 @@ def main(argv: list[str]) -> None:
         raise InputError("--cases: wants at least one name")
     rows = [row(models, case) for case in _CASES.value]
     columns = len(models) + 2
-    figure = report.new_figure(1.7 * columns, 1.9 * len(rows))
+    figure = plots.new_figure(1.7 * columns, 1.9 * len(rows))
     for line, cells in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for axes, (title, shown) in zip(line, cells, strict=True):
             axes.imshow(shown)
             axes.set_title(title, fontsize=7)
             axes.set_axis_off()
-    report.write_figure(Path(_FIGURE.value), figure)
+    plots.write_figure(Path(_FIGURE.value), figure)
 
 
 if __name__ == "__main__":

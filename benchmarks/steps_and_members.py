@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import atomic, cli, imaging, metrics, picture_output, report
+from medsegdiff_jax import atomic, cli, imaging, metrics, picture_output, plots
 from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.segmenter import Segmenter
@@ -67,7 +67,7 @@ def measure(
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Dice against members: a line per sampler and number of steps (figure 3 of the paper)."""
-    figure = report.new_figure(5.0, 3.6)
+    figure = plots.new_figure(5.0, 3.6)
     axes = figure.add_subplot()
     for (sampler, steps), line in itertools.groupby(rows, lambda r: (r["sampler"], r["steps"])):
         points = [(row["members"], row["dice"]["mean"]) for row in line]
@@ -79,7 +79,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set_ylabel("Dice of the fused mask")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, frameon=False, title="sampler, steps", title_fontsize=7)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

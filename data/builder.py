@@ -22,7 +22,7 @@ from data.staging import VERSION, Options, default_threads, stage, with_windows
 from data.survey import survey
 from medsegdiff_jax.imaging import match_channels
 from medsegdiff_jax.progress import progress
-from medsegdiff_jax.types import InputError, Task, slice_id
+from medsegdiff_jax.types import InputError, slice_id
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -166,7 +166,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     encoding="bytes",
                 ),
                 "labels": tfds.features.Tensor(
-                    shape=(self._raters, side, side), dtype=_label_dtype(task), encoding="bytes"
+                    shape=(self._raters, side, side), dtype=task.label_dtype, encoding="bytes"
                 ),
                 "size": tfds.features.Tensor(shape=(2,), dtype=np.int32, encoding="bytes"),
                 "slice": tfds.features.Tensor(shape=(), dtype=np.int32, encoding="bytes"),
@@ -223,7 +223,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     key,
                     {
                         "image": match_channels(image, task.image_channels),
-                        "labels": raters.astype(_label_dtype(task)),
+                        "labels": raters.astype(task.label_dtype),
                         "size": np.array(staged.facts.plane, dtype=np.int32),
                         "slice": np.int32(index),
                         "depth": np.int32(len(images)),
@@ -236,10 +236,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 def _where(data_config: Any) -> dict[str, Any]:
     """What says which cases there are, and in which split."""
     return {field: data_config[field] for field in ("path", "variant", "validation_fraction")}
-
-
-def _label_dtype(task: Task) -> np.dtype:
-    return np.dtype(np.uint8 if sum(task.label_values) <= 255 else np.uint16)
 
 
 def _identity(

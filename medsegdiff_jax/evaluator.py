@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from medsegdiff_jax import denoiser, fusion, input_pipeline, metrics, report
+from medsegdiff_jax import denoiser, display, fusion, input_pipeline, metrics
 from medsegdiff_jax.input_pipeline import Dataset
 from medsegdiff_jax.partitioning import on_data, replicated, sampling_mesh, shard_shared
 from medsegdiff_jax.process import Process
@@ -126,8 +126,8 @@ def _picture_rows(
         image = batch["image"][case]
         own = len(task.modalities) or image.shape[-1]  # channels of the slice itself
         middle = image.shape[-1] // own // 2 * own
-        panels = [report.to_display(image[..., middle : middle + own])]
-        panels += [report.grey(report.foreground(mask, task)) for mask in (reference, found)]
-        panels.append(report.grey(doubt[case]))
+        panels = [display.to_rgb(image[..., middle : middle + own])]
+        panels += [display.grey(display.foreground(mask, task)) for mask in (reference, found)]
+        panels.append(display.grey(doubt[case]))
         rows.append(np.concatenate(panels, axis=1))
     return rows

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import sparse
 
 from medsegdiff_jax.atomic import replacing
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import InputError, Task, class_mask
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -298,16 +298,15 @@ def labels_to_mask(labels: np.ndarray, task: Task) -> np.ndarray:
     values = np.asarray(task.label_values)
     if task.exclusive or len(values) == 1:
         unknown = ~np.isin(labels, np.append(values, 0))
-        channels = labels[..., None] == values
     else:
         unknown = (labels & ~np.bitwise_or.reduce(values)) != 0
-        channels = (labels[..., None] & values) != 0
     if unknown.any():
         found = np.unique(labels[unknown])[:5].tolist()
         raise InputError(f"unknown label values {found}; the task knows 0 and {values.tolist()}")
+    channels = [class_mask(labels, task, index) for index in range(len(values))]
     if task.one_hot:
-        channels = np.concatenate([(labels == 0)[..., None], channels], axis=-1)
-    return channels.astype(np.uint8)
+        channels.insert(0, labels == 0)
+    return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def mask_to_labels(mask: np.ndarray, task: Task) -> np.ndarray:
@@ -319,8 +318,7 @@ def mask_to_labels(mask: np.ndarray, task: Task) -> np.ndarray:
     values = np.asarray(task.label_values, dtype=np.int64)
     foreground = mask[..., 1:] if task.one_hot else mask
     labels = (foreground.astype(np.int64) * values).sum(axis=-1)
-    highest = values.max() if task.exclusive else values.sum()
-    return labels.astype(np.uint8 if highest <= 255 else np.uint16)
+    return labels.astype(task.label_dtype)
 
 
 def write_png(path: str | os.PathLike, array: np.ndarray) -> None:

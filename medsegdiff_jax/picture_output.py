@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsegdiff_jax import fusion, imaging, report
+from medsegdiff_jax import display, fusion, imaging
 from medsegdiff_jax.result_files import (
     CaseFiles,
     case_files,
@@ -75,18 +75,18 @@ def segment(
 def _case(result: CaseResult, growth: float, task: Task, save: Sequence[str]) -> CaseFiles:
     """What is written of a result, whose probability has been scaled."""
     arrays: dict[str, list[np.ndarray]] = {}
-    shown = report.to_display(result.image)
+    shown = display.to_rgb(result.image)
     if "mask" in save:
         arrays["mask"] = [result.mask]
     if "probability" in save:
         arrays["probability"] = [
-            report.to_byte(result.probability[..., channel]) for _, channel in class_channels(task)
+            display.to_byte(result.probability[..., channel]) for _, channel in class_channels(task)
         ]
     if "uncertainty" in save:
-        arrays["uncertainty"] = [report.to_byte(result.uncertainty)]
+        arrays["uncertainty"] = [display.to_byte(result.uncertainty)]
     if "overlay" in save:
-        regions = report.regions_of(result.mask, task)
-        arrays["overlay"] = [report.overlay(shown, regions, result.uncertainty)]
+        regions = display.regions_of(result.mask, task)
+        arrays["overlay"] = [display.overlay(shown, regions, result.uncertainty)]
     if "members" in save:
         arrays["members"] = list(result.members)
     writers = {
@@ -94,7 +94,7 @@ def _case(result: CaseResult, growth: float, task: Task, save: Sequence[str]) ->
         for what, parts in arrays.items()
     }
     if "animation" in save:
-        frames = report.animation(shown, result.path, task)
+        frames = display.animation(shown, result.path, task)
         writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
     answers = (result.mask, result.probability, result.uncertainty)
     return case_files(
@@ -102,7 +102,7 @@ def _case(result: CaseResult, growth: float, task: Task, save: Sequence[str]) ->
         seconds=result.seconds,
         members=result.fused_members,
         growth=growth,
-        pictures=report.case_pictures(result.case_id, shown, *answers, task),
+        pictures=display.case_pictures(result.case_id, shown, *answers, task),
         writers=writers,
         task=task,
         suffix=SUFFIX,

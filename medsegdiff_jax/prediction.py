@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medsegdiff_jax import atomic, picture_output, report, volume_output
+from medsegdiff_jax import atomic, display, picture_output, plots, volume_output
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import SAVE, check_names
 from medsegdiff_jax.segmenter import Segmenter, Settings
@@ -90,7 +90,7 @@ def predict(
     _warn_of_other_settings(segmenter, settings)
     run = describe(segmenter, settings)
     left = _begin(folder, run, cases, save)
-    sheet: list[report.CasePictures] = []
+    sheet: list[display.CasePictures] = []
     growth: list[float] = []
     listed = time.monotonic()
     try:
@@ -113,7 +113,7 @@ def predict(
         _list(folder, run, cases)
     page = folder / "contact_sheet.png"
     if sheet and (len(left) == len(cases) or not page.exists()):  # else it has earlier cases
-        report.write_contact_sheet(page, sheet, task)
+        plots.write_contact_sheet(page, sheet, task)
     _warn_of_growth(growth)
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from medsegdiff_jax import imaging, report
+from medsegdiff_jax import display, imaging
 from medsegdiff_jax.types import InputError, Task
 
 SAVE = ("mask", "probability", "uncertainty", "overlay", "members", "animation")
@@ -33,7 +33,7 @@ class CaseFiles:
     seconds: float
     members: float
     growth: float
-    pictures: report.CasePictures
+    pictures: display.CasePictures
     writers: dict[str, dict[str, Callable[[Path], None]]]
 
     def write(self, folder: Path) -> dict[str, str | list[str]]:
@@ -57,7 +57,7 @@ def case_files(
     seconds: float,
     members: float,
     growth: float,
-    pictures: report.CasePictures,
+    pictures: display.CasePictures,
     writers: Mapping[str, Sequence[Callable[[Path], None]]],
     task: Task,
     suffix: str,

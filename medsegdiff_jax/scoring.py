@@ -13,7 +13,7 @@ from medsegdiff_jax import (
     atomic,
     fusion,
     html_report,
-    report,
+    plots,
     scored_files,
     uncertainty_plots,
     uncertainty_scoring,
@@ -199,7 +199,7 @@ def _write_plots(
     for row in rows:
         per_class.setdefault(row["class"], []).append(row["dice"])
     dice = {name: np.array(values) for name, values in per_class.items()}
-    wanted = [("Dice", "dice.png", report.write_dice_plot, dice)]
+    wanted = [("Dice", "dice.png", plots.write_dice_plot, dice)]
     if doubt.calibration:
         write = uncertainty_plots.write_reliability
         wanted.append(("Reliability", "reliability.png", write, doubt.calibration))

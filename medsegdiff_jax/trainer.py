@@ -117,8 +117,8 @@ def train(config: Any, workdir: str) -> TrainState:
 
     Args:
       config: the tree of `configs/base.py`.
-      workdir: gets config.json, parameters.txt (a line per array), metrics.jsonl, TensorBoard
-        events and checkpoints/.
+      workdir: gets config.json, parameters.txt (a line per array), metrics.jsonl and
+        learning_curve.png (drawn at each validation), TensorBoard events and checkpoints/.
 
     Returns:
       The final state.

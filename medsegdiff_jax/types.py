@@ -75,6 +75,12 @@ class Task:
         """True if the K channels are one-hot with channel 0 the background (decided by argmax)."""
         return self.exclusive and len(self.classes) > 1
 
+    @property
+    def label_dtype(self) -> np.dtype:
+        """The smallest that holds any label: uint8, or uint16."""
+        largest = max(self.label_values) if self.exclusive else sum(self.label_values)
+        return np.dtype(np.uint8 if largest <= 255 else np.uint16)
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, the inverse of `from_json`."""
         return dataclasses.asdict(self)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from medsegdiff_jax import report
+from medsegdiff_jax import display, plots
 from medsegdiff_jax.metrics import Calibration, Ranking
 from medsegdiff_jax.metrics.aggregate import Summary
 
@@ -24,7 +24,7 @@ def write_reliability(
       calibration: per class name and region, sums over all cases; a column per region.
     """
     regions = list(next(iter(calibration.values())))
-    figure = report.new_figure(4.0 * len(regions), 5.0)
+    figure = plots.new_figure(4.0 * len(regions), 5.0)
     grid = figure.add_gridspec(2, len(regions), height_ratios=(3, 1))
     for column, region in enumerate(regions):
         curve = figure.add_subplot(grid[0, column])
@@ -32,7 +32,7 @@ def write_reliability(
         counts = figure.add_subplot(grid[1, column], sharex=curve)
         for index, (name, row) in enumerate(calibration.items()):
             sums = row[region]
-            color = report.class_color(index) * _SHADE
+            color = display.class_color(index) * _SHADE
             known = sums.pixels > 0
             label = f"{name}: ECE {sums.ece:.4f}"
             line = (sums.confidence[known], sums.frequency[known])
@@ -50,7 +50,7 @@ def write_reliability(
         counts.set_xlabel("foreground probability")
         for axes in (curve, counts):
             axes.grid(alpha=0.25)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def write_risk_coverage(
@@ -64,11 +64,11 @@ def write_risk_coverage(
     """
     columns = min(3, len(ranking))
     rows = -(-len(ranking) // columns)
-    figure = report.new_figure(1.2 + 3.8 * columns, 0.6 + 3.2 * rows)
+    figure = plots.new_figure(1.2 + 3.8 * columns, 0.6 + 3.2 * rows)
     for number, (name, scores) in enumerate(ranking.items(), start=1):
         axes = figure.add_subplot(rows, columns, number)
         for index, (score, one) in enumerate(scores.items()):
-            color = report.class_color(index) * _SHADE
+            color = display.class_color(index) * _SHADE
             label = f"{score}: AURC {one.aurc:.4f}"
             axes.plot(one.coverage, one.risk, color=color, lw=1.6, label=label)
         label = f"by the error itself: {one.aurc - one.excess:.4f}"
@@ -82,7 +82,7 @@ def write_risk_coverage(
         axes.set_ylabel("risk: mean 1 - Dice of these")
         axes.legend(fontsize=7, frameon=False)
         axes.grid(alpha=0.25)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)
 
 
 def write_members(path: str | os.PathLike, dice: Mapping[str, Sequence[Summary]]) -> None:
@@ -92,10 +92,10 @@ def write_members(path: str | os.PathLike, dice: Mapping[str, Sequence[Summary]]
       path: PNG to write.
       dice: class name -> summary over cases for n = 1, 2, ... members.
     """
-    figure = report.new_figure(4.6, 3.4)
+    figure = plots.new_figure(4.6, 3.4)
     axes = figure.add_subplot()
     for index, (name, row) in enumerate(dice.items()):
-        color, n = report.class_color(index) * _SHADE, range(1, len(row) + 1)
+        color, n = display.class_color(index) * _SHADE, range(1, len(row) + 1)
         axes.plot(n, [one.mean for one in row], color=color, marker="o", ms=3.5, label=name)
         bounds = [one.low for one in row], [one.high for one in row]
         axes.fill_between(n, *bounds, color=color, alpha=0.15, lw=0)
@@ -104,4 +104,4 @@ def write_members(path: str | os.PathLike, dice: Mapping[str, Sequence[Summary]]
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=7, frameon=False)
     axes.grid(alpha=0.25)
-    report.write_figure(path, figure)
+    plots.write_figure(path, figure)

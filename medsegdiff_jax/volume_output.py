@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medsegdiff_jax import decision, imaging, report, volumes
+from medsegdiff_jax import decision, display, imaging, volumes
 from medsegdiff_jax.result_files import (
     CaseFiles,
     case_files,
@@ -195,9 +195,9 @@ class _Volume:
             kept[self._how.decides] = result.probability
         for what, values in kept.items():
             for index, (_, channel) in enumerate(class_channels(self._task)):
-                self._put(what, index, report.to_byte(values[..., channel]))
+                self._put(what, index, display.to_byte(values[..., channel]))
         if {"uncertainty", "overlay"} & set(self._save):
-            self._put("uncertainty", 0, report.to_byte(result.uncertainty))
+            self._put("uncertainty", 0, display.to_byte(result.uncertainty))
         if "members" in self._save:
             for index, member in enumerate(result.members):
                 self._put("members", index, member)
@@ -259,7 +259,7 @@ class _Volume:
             writers["overlay"] = [functools.partial(imaging.write_png, array=self._overlay())]
         best = self._largest
         if "animation" in self._save:
-            frames = report.animation(report.to_display(best.image), best.path, self._task)
+            frames = display.animation(display.to_rgb(best.image), best.path, self._task)
             writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
         shown = imaging.mask_to_labels(decide(best.probability), self._task)
@@ -268,9 +268,9 @@ class _Volume:
             seconds=self._seconds,
             members=round(self._members / len(self.slices), 2),
             growth=growth,
-            pictures=report.case_pictures(
+            pictures=display.case_pictures(
                 self._name,
-                report.to_display(imaging.resize_image(best.image, shape)),
+                display.to_rgb(imaging.resize_image(best.image, shape)),
                 imaging.resize_labels(shown, shape),
                 imaging.resize_probability(self._shown(best), shape),
                 imaging.resize_probability(best.uncertainty[..., None], shape)[..., 0],
@@ -298,9 +298,9 @@ class _Volume:
             shape = self._displayed(mask.shape)
             doubt = self._results["uncertainty"][0][index, ..., None] / np.float32(255)
             panels.append(
-                report.overlay(
-                    report.to_display(imaging.resize_image(self.slices[index], shape)),
-                    report.regions_of(imaging.resize_labels(mask, shape), self._task),
+                display.overlay(
+                    display.to_rgb(imaging.resize_image(self.slices[index], shape)),
+                    display.regions_of(imaging.resize_labels(mask, shape), self._task),
                     imaging.resize_probability(doubt, shape)[..., 0],
                 )
             )

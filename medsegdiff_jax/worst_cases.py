@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medsegdiff_jax import imaging, report, volumes
+from medsegdiff_jax import display, imaging, volumes
 from medsegdiff_jax.html_report import Figure
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore
@@ -16,7 +16,7 @@ from medsegdiff_jax.types import InputError, Task, class_mask
 
 WORST_CASES = 8
 PICTURE_PIXELS = 320  # longer side
-LEGEND = {"reference": report.class_color(1), "prediction": report.class_color(0)}
+LEGEND = {"reference": display.class_color(1), "prediction": display.class_color(0)}
 _GREY = 110  # of the ground, where there is no image
 
 
@@ -126,9 +126,9 @@ def _draw(
     height, width = np.maximum(1, np.rint(sides * PICTURE_PIXELS / sides.max()))
     size = int(height), int(width)
     regions = np.stack([imaging.resize_labels(mask, size) for mask in masks], axis=-1)
-    ground = imaging.resize_image(report.to_display(ground), size)
+    ground = imaging.resize_image(display.to_rgb(ground), size)
     buffer = io.BytesIO()
-    Image.fromarray(report.overlay(ground, regions, None)).save(buffer, "PNG", optimize=True)
+    Image.fromarray(display.overlay(ground, regions, None)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Where training tells what it does: metrics.jsonl, TensorBoard events, and the terminal.
+"""Where training tells what it does: metrics.jsonl and its curves, TensorBoard, and the terminal.
 
 The method names are clu's, whose own writers need TensorFlow.
 """
@@ -17,7 +17,7 @@ import tensorboardX
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from medsegdiff_jax import atomic
+from medsegdiff_jax import atomic, plots
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -51,9 +51,10 @@ class MetricWriter:
             self._events.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything written so far is on disk afterwards."""
+        """Everything written so far is on disk afterwards, and drawn in learning_curve.png."""
         self._file.flush()
         self._events.flush()
+        plots.write_learning_curve(self._path, self._path.with_name("learning_curve.png"))
 
     def close(self) -> None:
         """Flushes and closes."""

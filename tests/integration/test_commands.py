@@ -62,6 +62,7 @@ def test_train_writes_a_run_that_sample_can_use(training, inputs, tmp_path):
     assert "step 60/60" in outcome.stderr and "step 60  validation" in outcome.stderr
     names = {path.name for path in workdir.iterdir()}
     assert {"config.json", "parameters.txt", "metrics.jsonl", "checkpoints"} <= names
+    assert "learning_curve.png" in names
     flags = [
         f"--checkpoint={workdir}",
         f"--input={inputs / 'images' / 'odd.png'}",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medsegdiff_jax import evaluator, metrics, report
+from medsegdiff_jax import display, evaluator, metrics
 from medsegdiff_jax.types import Modality, Task
 
 ONE_HOT = Task(("a", "b"), (1, 2), True, 1)
@@ -52,4 +52,4 @@ def test_pictures_show_the_slice_in_the_middle_of_those_beside_it():
     blank = np.zeros((1, 6, 6, 1), np.float32)
     batch = {"valid": np.array([True]), "image": image, "mask": blank}
     (row,) = evaluator._picture_rows(batch, blank, blank[..., 0], task)
-    np.testing.assert_array_equal(row[:, :6], report.to_display(image[0, ..., 4:5]))
+    np.testing.assert_array_equal(row[:, :6], display.to_rgb(image[0, ..., 4:5]))

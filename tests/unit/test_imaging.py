@@ -348,10 +348,22 @@ def test_channels_are_what_the_task_says():
     np.testing.assert_array_equal(regions[0], [[0, 0, 0], [1, 1, 0], [0, 1, 1]])
 
 
-def test_labels_above_255_need_two_bytes():
-    task = Task(("far",), (300,), True, 1)
-    labels = imaging.mask_to_labels(np.ones((1, 1, 1), np.uint8), task)
-    assert labels.dtype == np.uint16 and labels[0, 0] == 300
+@pytest.mark.parametrize(
+    ("values", "exclusive", "dtype"),
+    [
+        ((300,), True, np.uint16),
+        (range(1, 26), True, np.uint8),  # exclusive classes are never summed
+        ([1 << bit for bit in range(8)], False, np.uint8),
+        ([1 << bit for bit in range(9)], False, np.uint16),
+    ],
+)
+def test_labels_have_the_smallest_type_that_holds_them_all(values, exclusive, dtype):
+    task = Task(tuple(f"c{value}" for value in values), tuple(values), exclusive, 1)
+    all_or_last = np.full((1, 1, task.mask_channels), not exclusive, np.uint8)
+    all_or_last[..., -1] = 1
+    labels = imaging.mask_to_labels(all_or_last, task)
+    assert labels.dtype == task.label_dtype == dtype
+    assert labels[0, 0] == (max(values) if exclusive else sum(values))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit, softmax
 
-from medsegdiff_jax import decision, fusion, imaging, report, volume_output
+from medsegdiff_jax import decision, display, fusion, imaging, volume_output
 from medsegdiff_jax.metrics import apply_temperature
 from medsegdiff_jax.segmenter import CaseResult
 from medsegdiff_jax.types import InputError, Modality, Task
@@ -163,7 +163,7 @@ def test_the_probability_that_is_written_is_scaled(tmp_path, temperature):
     written = volume.files().write(tmp_path)
     assert written == {"probability": ["x_probability_a.nii.gz", "x_probability_b.nii.gz"]}
     found = np.stack(volume._results["probability"], axis=-1)
-    np.testing.assert_array_equal(found, report.to_byte(scaled.astype(np.float32)))
+    np.testing.assert_array_equal(found, display.to_byte(scaled.astype(np.float32)))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.3, 3.0])

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medsegdiff_jax import writer
 from medsegdiff_jax.writer import MetricWriter, Progress
@@ -25,7 +26,10 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     resumed = MetricWriter(tmp_path, 20)
     assert steps(tmp_path) == [10, 20]
     resumed.write_scalars(25, {"loss/total": 0.5})
+    assert not (tmp_path / "learning_curve.png").exists()
     resumed.flush()
+    with Image.open(tmp_path / "learning_curve.png") as curve:
+        assert np.asarray(curve).std() > 5
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert rows[-1] == {"step": 25, "loss/total": 0.5}
     assert rows[0] == {"step": 10, "loss/total": pytest.approx(0.1)}
