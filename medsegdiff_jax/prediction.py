@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from medsegdiff_jax import atomic, display, picture_output, plots, volume_output
 from medsegdiff_jax.progress import progress
@@ -144,6 +145,14 @@ def _begin(
 ) -> dict[str, tuple[Path, ...]]:
     """Writes run.json with what is finished, which `run` gets too; returns what is left."""
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier(folder)
+    if earlier.get("cases") and (differing := _differing(earlier, run)):
+        _log.warning(
+            "%s: its results, made with another %s, are replaced; those of other cases or kinds "
+            "stay, but run.json lists them no more",
+            folder,
+            " and ".join(name.removeprefix("sampling.") for name in differing),
+        )
     with atomic.alone(folder):
         run["cases"] = finished(folder, run, cases, save)
         atomic.write_json(folder / "run.json", run)
@@ -173,14 +182,27 @@ def _list(folder: Path, run: Mapping[str, Any], cases: Mapping[str, Any]) -> Non
 
 def _listed(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json lists, if written with the same version, model and settings; else nothing."""
+    earlier = _earlier(folder)
+    return {} if _differing(earlier, run) else earlier["cases"]
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The run.json of an earlier call; empty if there is none or it is damaged."""
     try:
         earlier = json.loads((folder / "run.json").read_text())
-        now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
-        if any(earlier[field] != value for field, value in now.items()):
-            return {}
-        return dict(earlier["cases"])
+        return earlier if isinstance(earlier["cases"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _differing(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """Which of _SAME_RUN differ, the single settings of `sampling` by their names."""
+    now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
+    before, now = (
+        flatten_dict({field: one.get(field) for field in _SAME_RUN}, sep=".")
+        for one in (earlier, now)
+    )
+    return [field for field in sorted(now.keys() | before) if before.get(field) != now.get(field)]
 
 
 def finished(

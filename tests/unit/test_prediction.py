@@ -148,6 +148,15 @@ def test_results_of_another_version_are_made_anew(run, tmp_path):
     assert run() == ""
 
 
+def test_replacing_results_of_other_settings_is_said(run, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="medsegdiff_jax"):
+        run()
+        run(save=("mask", "overlay"))
+        assert "replaced" not in caplog.text
+        run(seed=1, decision="probable")
+    assert f"{tmp_path / 'out'}: its results, made with another decision and seed" in caplog.text
+
+
 def test_a_kind_that_is_named_twice_is_written_once(run, tmp_path):
     assert run(save=("mask", "overlay", "mask")) == "abc"
     entry = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["a"]
