@@ -185,6 +185,9 @@ def choose(
         raise InputError(f"{path}: no such list")
     stems = imaging.read_names(path)
     missing = [stem for stem in stems if stem not in cases]
-    if missing or not stems:
-        raise InputError(f"{path}: {missing[0]} has no image" if missing else f"{path}: empty")
+    if missing:
+        example = next(iter(cases))
+        raise InputError(f"{path}: {missing[0]} has no image; a case is called {example!r}, say")
+    if not stems:
+        raise InputError(f"{path}: empty")
     return {stem: cases[stem] for stem in stems}

@@ -39,7 +39,10 @@ def read_lists(
             lists[split] = ids = read_names(path)
             missing = [one for one in ids if one not in known_ids]
             if missing:
-                raise InputError(f"{path}: no image in {images} for {names(missing)}")
+                raise InputError(
+                    f"{path}: no image in {images} for {names(missing)}; a case is called "
+                    f"{min(known_ids)!r}, say"
+                )
             for one in ids:
                 if one in owner:
                     raise InputError(f"{path}: case {one} is already listed in {owner[one]}")

@@ -91,8 +91,8 @@ def _truncated(root):
 
 
 def _unknown_case(root):
-    (root / "train.txt").write_text("disc_00\nnobody\n")
-    return "nobody"
+    (root / "train.txt").write_text("disc_00\ndisc_01.png\n")
+    return "for disc_01.png; a case is called 'disc_00'"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def sample(command, trained, disc_folder, tmp_path):
         ({"input": "setup.cfg"}, "setup.cfg: no image"),
         ({"input": "configs"}, "configs: no image"),
         ({"list": "nowhere.txt"}, "nowhere.txt: no such list"),
-        ({"list": "setup.cfg"}, "setup.cfg: [metadata] has no image"),
+        ({"list": "setup.cfg"}, "setup.cfg: [metadata] has no image; a case is called 'disc_00'"),
         ({"checkpoint": "nowhere"}, "nowhere: no such folder"),
         ({"checkpoint": "configs"}, "configs: neither a workdir"),
     ],
