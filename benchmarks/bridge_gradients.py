@@ -55,7 +55,7 @@ class Probe:
         config, self.params, self.description = loaded.config, loaded.params, loaded.description
         if config.model.name != "medsegdiff_v2" or config.diffusion.prediction != "x0":
             raise InputError(f"{run}: is not a medsegdiff_v2 with x0-prediction")
-        self._process = process.build(config.diffusion, loaded.task)
+        self._process = process.build(config.diffusion, loaded.task.one_hot)
         self._network = networks.build(config.model, loaded.task, config.data.image_size)
         config.data.path = folder
         dataset = input_pipeline.load(config.data)

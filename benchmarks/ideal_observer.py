@@ -47,7 +47,7 @@ class Observer:
             raise InputError(f"{path}: was not trained on binary phantoms")
         self.side, self.params = data.image_size, loaded.params
         self.description = loaded.description
-        self.process = process.build(loaded.config.diffusion, loaded.task)
+        self.process = process.build(loaded.config.diffusion, loaded.task.one_hot)
         self._network = networks.build(loaded.config.model, loaded.task, self.side)
         images = [appearance.render(case) for case in _cases()]
         images = [imaging.resize_image(image, (self.side, self.side)) for image in images]

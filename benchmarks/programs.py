@@ -65,7 +65,7 @@ def training_step(
     mesh = training_mesh(config.model_shards, devices)
     model = networks.build(config.model, task, side)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-    diffusion, objective = process.build(config.diffusion, task), losses.build(config.loss)
+    diffusion, objective = process.build(config.diffusion, task.one_hot), losses.build(config.loss)
     step = train_step.make_train_step(model, diffusion, objective, optimizer, config)
     state = jax.eval_shape(state_init(config, channels), jax.random.key(0))
     image, mask = _images(batch, side, channels), _images(batch, side, 1)
@@ -81,9 +81,8 @@ def ensemble(
     mesh = sampling_mesh(batch, devices)
     model = networks.build(config.model, task, side)
     names = ("steps", "sampler", "member_chunk", "mirror")
-    draw = denoiser.make_segment_fn(
-        model, process.build(config.diffusion, task), **{name: sampling[name] for name in names}
-    )
+    diffusion = process.build(config.diffusion, task.one_hot)
+    draw = denoiser.make_segment_fn(model, diffusion, **{name: sampling[name] for name in names})
     whole, split = replicated(mesh), on_data(mesh)
     one, x_t = _images(1, side, channels), _images(1, side, 1)
     params = jax.eval_shape(model.init, jax.random.key(0), one, x_t, 0)["params"]

@@ -65,7 +65,7 @@ class Subject:
         self.config, self.batch, self.channels = config, batch, channels
         side, task = config.data.image_size, binary_task(channels)
         self.model = networks.build(config.model, task, side)
-        self.process = process.build(config.diffusion, task)
+        self.process = process.build(config.diffusion, task.one_hot)
         self.training = training_step(config, batch, jax.devices(), channels)
         self.mesh = self.training.mesh
         self.split = on_batch(self.mesh)

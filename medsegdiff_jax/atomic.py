@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place if the block ends well.
 
     Raises:
-      OSError: it cannot be written; names `path`.
+      OSError: it cannot be written; names `path`. Of another file that the block reads, as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +36,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except OSError as error:
+        if error.filename not in (None, name, temporary):
+            raise
         # A full disk is found out by a write, which knows no file name.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:

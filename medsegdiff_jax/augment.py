@@ -37,9 +37,12 @@ class Augmentation:
         """Checks the ranges; InputError names the field."""
         for field in ("rotate_degrees", "scale", "translate", "gamma", "intensity", "probability"):
             if not getattr(self, field) >= 0:
-                raise InputError(f"data.augment.{field}: must be >= 0")
+                value = getattr(self, field)
+                raise InputError(f"config field data.augment.{field}: {value} is not 0 or more")
         if self.probability > 1:
-            raise InputError("data.augment.probability: must be <= 1")
+            raise InputError(
+                f"config field data.augment.probability: {self.probability} is not in [0, 1]"
+            )
 
     @classmethod
     def from_config(cls, fields: Mapping[str, Any]) -> "Augmentation":
@@ -47,7 +50,9 @@ class Augmentation:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
-                raise InputError(f"data.augment.{name}: unknown field, not in {sorted(known)}")
+                raise InputError(
+                    f"config field data.augment.{name}: unknown, not in {sorted(known)}"
+                )
         return cls(**dict(fields))
 
 

@@ -51,7 +51,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     Raises:
       SystemExit: always.
     """
-    _keep_compiled_programs()
+    keep_compiled_programs()
     try:
         app.run(_refuse_positional(main), flags_parser=_parse)
     except SystemExit as ended:
@@ -69,7 +69,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
     """Programs that took XLA over a second are kept for the next command.
 
     Programs for one processor may not run on another, as on a cluster with a shared home, so the

@@ -81,7 +81,8 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
         for move in _moves(near, mask, promised, size, task):
             moved = _apply(move, near, mask, task)
             chosen = moved[..., first:]
-            then, size_then = _promise((near[:, first:] * chosen).sum(0), chosen.sum(0), volume)
+            inside = np.sum(near[:, first:], axis=0, dtype=np.float64, where=chosen.astype(bool))
+            then, size_then = _promise(inside, chosen.sum(0), volume)
             if _is_better(then, promised):
                 break
         else:

@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data import preparation
+from data.catalogue import SPLITS
 from medsegdiff_jax import fusion, volumes
 from medsegdiff_jax.augment import Augmentation, augment
 from medsegdiff_jax.imaging import labels_to_mask, normalize, to_unit
-from medsegdiff_jax.types import InputError, Task, case_key
+from medsegdiff_jax.types import InputError, Task, case_key, check_at_least
 
-SPLITS = ("train", "validation", "test")
 RATERS = ("draw", "mean")
 
 
@@ -176,6 +176,18 @@ def _shuffled(dataset: Dataset, max_empty: float, seed: int) -> grain.MapDataset
     return grain.MapDataset.mix(parts, weights=[1 - max_empty, max_empty]).seed(seed)
 
 
+def check(data_config: Any) -> None:
+    """Raises InputError for what `train_batches` takes and cannot work, with the field's name."""
+    for field in ("workers", "read_threads", "prefetch"):
+        check_at_least(f"config field data.{field}", data_config[field], 0)
+    if data_config.raters not in RATERS:
+        known = ", ".join(RATERS)
+        raise InputError(f"config field data.raters: {data_config.raters!r} is not one of {known}")
+    if not 0 <= data_config.max_empty <= 1:
+        raise InputError(f"config field data.max_empty: {data_config.max_empty} is not in [0, 1]")
+    Augmentation.from_config(data_config.augment)
+
+
 def train_batches(
     dataset: Dataset,
     data_config: Any,
@@ -207,16 +219,13 @@ def train_batches(
       in [0, 1] where it is a mean of raters}.
 
     Raises:
-      InputError: no training cases, or a wrong field.
+      InputError: no training cases, or what `check` refuses.
     """
+    check(data_config)
     if not len(dataset.sources["train"]):
         raise InputError(f"{dataset.name}: no case for training")
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
-    if data_config.raters not in RATERS:
-        raise InputError(f"data.raters: {data_config.raters!r} is not one of {', '.join(RATERS)}")
-    if not 0 <= data_config.max_empty <= 1:
-        raise InputError(f"data.max_empty: {data_config.max_empty} is not in [0, 1]")
     transform = functools.partial(
         _training_example,
         task=dataset.task,

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 
 from medsegdiff_jax import schedules
 from medsegdiff_jax.schedules import Schedule
-from medsegdiff_jax.types import Array, InputError, Prediction, Task
+from medsegdiff_jax.types import Array, InputError, Prediction
 
 PREDICTIONS = ("x0", "eps", "v")
 
@@ -109,8 +109,16 @@ class Process:
         return self.input_scale * (2.0 * jnp.asarray(mask, jnp.float32) - 1.0)
 
     def x0_to_mask(self, x_0: Array) -> Array:
-        """x_0 -> probability, clipped to [0, 1], same shape; inverse of `mask_to_x0`."""
-        return jnp.clip((x_0 / self.input_scale + 1.0) / 2.0, 0.0, 1.0)
+        """x_0 [..., K] -> probability in [0, 1], same shape; inverse of `mask_to_x0`.
+
+        One-hot channels sum to 1: from eps or v each is found by itself, and they need not agree.
+        Where all deny, none is more probable than another.
+        """
+        mask = jnp.clip((x_0 / self.input_scale + 1.0) / 2.0, 0.0, 1.0)
+        if not self.one_hot:
+            return mask
+        total = jnp.sum(mask, axis=-1, keepdims=True)
+        return jnp.where(total > 0, mask / jnp.where(total > 0, total, 1), 1 / mask.shape[-1])
 
     def logits_to_mask(self, logits: Array) -> Array:
         """Logits [..., K] -> probabilities: softmax over one-hot channels, else sigmoid of each."""
@@ -171,12 +179,12 @@ class Process:
         return alpha * eps - sigma * x_0
 
 
-def build(config: Any, task: Task) -> Process:
+def build(config: Any, one_hot: bool) -> Process:
     """Process from the `diffusion` part of a config.
 
     Args:
       config: has num_timesteps, schedule, zero_terminal_snr, input_scale, prediction.
-      task: says whether the channels are one-hot.
+      one_hot: see `Task.one_hot`.
 
     Raises:
       InputError: an unknown or impossible value; the message names the field.
@@ -198,5 +206,5 @@ def build(config: Any, task: Task) -> Process:
         ),
         input_scale=float(config.input_scale),
         prediction=config.prediction,
-        one_hot=task.one_hot,
+        one_hot=one_hot,
     )

@@ -56,7 +56,7 @@ from medsegdiff_jax.process import coefficients, posterior
 from medsegdiff_jax.schedules import Schedule
 from medsegdiff_jax.types import Array, DenoiseFn, Prediction
 
-StepFn = Callable[[Schedule, Prediction, Array, Array, Array, Array], Array]
+UpdateFn = Callable[[Schedule, Prediction, Array, Array, Array, Array], Array]
 """(schedule, prediction, x_t, t, s, noise) -> x_s, s < t."""
 
 
@@ -65,11 +65,11 @@ class Sampler:
     """How to go from x_t to x_s.
 
     Attributes:
-      step: `ddpm_step` or `ddim_step`.
+      step: from a prediction at x_t to x_s, such as `ddim_step`; asks the denoiser no more.
       second_order: give it the x0 expected in the middle of the step, not the one of its start.
     """
 
-    step: StepFn
+    step: UpdateFn
     second_order: bool
 
 

@@ -133,7 +133,7 @@ class Segmenter:
         self._known_mirrored = known_mirrored
         self._size = config.data.image_size
         self._model = networks.build(config.model, loaded.task, self._size)
-        self._process = process.build(config.diffusion, loaded.task)
+        self._process = process.build(config.diffusion, loaded.task.one_hot)
         self._devices = jax.local_devices()
         whole = replicated(sampling_mesh(1, self._devices))
         self.params = jax.device_put(loaded.params, whole)

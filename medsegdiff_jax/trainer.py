@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,7 +29,6 @@ from medsegdiff_jax import (
     losses,
     networks,
     process,
-    schedules,
     train_state,
 )
 from medsegdiff_jax.checkpoint import Checkpoints
@@ -132,7 +132,7 @@ def train(config: Any, workdir: str) -> TrainState:
     dataset = input_pipeline.load(config.data)
     _log.info("%s", dataset.report)
     model = networks.build(config.model, dataset.task, config.data.image_size)
-    diffusion = process.build(config.diffusion, dataset.task)
+    diffusion = process.build(config.diffusion, dataset.task.one_hot)
     objective = losses.build(config.loss)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
     validation = Validation(config, dataset, model, diffusion)
@@ -239,38 +239,39 @@ def check_config(config: Any) -> None:
     """Raises InputError for values that cannot work, with their field."""
     for field in ("num_steps", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"):
         check_at_least(f"config field {field}", config[field])
-    for field in ("workers", "read_threads", "prefetch"):
-        check_at_least(f"config field data.{field}", config.data[field], 0)
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"config field ema_decay: {config.ema_decay} is not in [0, 1)")
-    if config.model.condition_prior and config.diffusion.prediction != "x0":
+    input_pipeline.check(config.data)
+    networks.check(config.model, config.data.image_size)
+    diffusion = process.build(config.diffusion, one_hot=False)
+    if networks.has_prior(config.model) and diffusion.prediction != "x0":
         raise InputError(
             "config field model.condition_prior: needs diffusion.prediction='x0', "
-            f"not {config.diffusion.prediction!r}"
+            f"not {diffusion.prediction!r}"
         )
-    networks.check(config.model, config.data.image_size)
+    losses.build(config.loss)
+    train_state.build_optimizer(config.optim, config.num_steps)
     check_batch_size(config.batch_size, config.accumulate_steps)
-    check_sampling(config)
+    check_sampling(config, diffusion.schedule.num_steps)
     if config.validation.max_cases < 0:
         raise InputError("config field validation.max_cases: is negative; 0 means all")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"config field seed: {config.seed} is not in 0..2^32-1")
 
 
-def check_sampling(config: Any) -> None:
+def check_sampling(config: Any, num_timesteps: int) -> None:
     """Raises InputError for values of config.validation or config.sampling that cannot work.
 
     Training does not use the second; who samples with its result would find out too late.
     """
-    network, noise = networks.NETWORKS[config.model.name], config.diffusion
-    schedule = schedules.build(noise.schedule, noise.num_timesteps, noise.zero_terminal_snr)
+    network = networks.NETWORKS[config.model.name]
     for node in ("validation", "sampling"):
         settings = config[node]
         how = {name: settings[name] for name in ("steps", "sampler", "member_chunk")}
         try:
             check_at_least("members", settings.members)
             check_at_least("batch_size", settings.batch_size)
-            denoiser.check_settings(network, schedule.num_steps, **how)
+            denoiser.check_settings(network, num_timesteps, **how)
             fusion.check_method(settings.fusion, network.encode_segments)
             decision.check_method(settings.get("decision", "probable"))  # validation has no choice
         except InputError as error:
@@ -298,10 +299,15 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
         for field in sorted(now.keys() | before):
             if field.partition(".")[0] not in _IDENTITY or field in _NO_IDENTITY:
                 continue
-            if before.get(field) != now.get(field):
+            if field not in now or field not in before:
                 raise InputError(
-                    f"{path}: config field {field}: {before.get(field)!r} differs from this run's "
-                    f"{now.get(field)!r}; resume with the same values or choose a new --workdir"
+                    f"{path}: config field {field} is not known to both this version and that of "
+                    f"the run, {earlier['version']}; resume with that or choose a new --workdir"
+                )
+            if before[field] != now[field]:
+                raise InputError(
+                    f"{path}: config field {field}: {before[field]!r} differs from this run's "
+                    f"{now[field]!r}; resume with the same values or choose a new --workdir"
                 )
         if earlier["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{path}: the dataset has changed since this run began")
@@ -351,8 +357,14 @@ def initial_state(
 
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM only sets a flag, which the yielded function reads."""
+    """Within it, SIGTERM only sets a flag, which the yielded function reads.
+
+    Python lets the main thread alone do that; in another, SIGTERM is left as it was.
+    """
     received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
         yield lambda: bool(received)

@@ -58,7 +58,7 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
             f"config field model.name: {model['name']!r} is not one of {', '.join(NETWORKS)}"
         )
     fields = _fields(model["name"], model)
-    if fields["dtype"] not in ("float32", "bfloat16"):
+    if fields.get("dtype", "float32") not in ("float32", "bfloat16"):
         raise InputError(
             f"config field model.dtype: {fields['dtype']!r} is not float32 or bfloat16"
         )
@@ -68,7 +68,7 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
                 check_at_least(f"config field model.{name}", number)
         if name in _WIDTHS and not value:
             raise InputError(f"config field model.{name}: there is no level")
-    levels = max(len(fields[name]) for name in _WIDTHS & fields.keys())
+    levels = max((len(fields[name]) for name in _WIDTHS & fields.keys()), default=1)
     multiple = 2 ** (levels - 1) * fields.get("semantic_patch", 1)
     if image_size < 1 or image_size % multiple:
         raise InputError(
@@ -78,12 +78,18 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
     _network(model, mask_channels=1, one_hot=False)  # a network checks fields of its own
 
 
+def has_prior(model: Mapping[str, Any]) -> bool:
+    """Whether a network adds its condition's logits to its output, which then must be logits."""
+    return bool(_fields(model["name"], model).get("condition_prior"))
+
+
 def _network(
     model: Mapping[str, Any], mask_channels: int, one_hot: bool
 ) -> Generative | Discriminative:
     given = {**model, "mask_channels": mask_channels, "one_hot": one_hot}
     fields = _fields(model["name"], given)
-    fields["dtype"] = dtype_of(fields["dtype"])
+    if "dtype" in fields:
+        fields["dtype"] = dtype_of(fields["dtype"])
     for name in _WIDTHS & fields.keys():
         fields[name] = tuple(fields[name])
     return NETWORKS[model["name"]](**fields)

@@ -26,7 +26,7 @@ class Generative(nn.Module):
     encode_segments = False
 
     def __call__(self, image: Array, x_t: Array, t: Array) -> tuple[Array, Condition]:
-        """encode and denoise together, as training needs them -> (output, condition)."""
+        """encode and denoise together -> (output, condition); to make and count parameters."""
         condition = self.encode(image)
         return self.denoise(x_t, t, condition), condition
 

@@ -120,3 +120,13 @@ def test_drawn_truths_have_the_higher_dice():
 def test_the_probable_decision_is_that_of_fusion():
     p = np.random.default_rng(1).random((5, 5, 3))
     assert (decide("probable", p, ORGANS) == fusion.decide(p, ORGANS)).all()
+
+
+def test_sums_over_a_large_volume_are_exact_enough_for_a_small_gain():
+    """Row by row in float32, 200,000 times 0.97 comes out too small by more than what is gained."""
+    p = np.zeros((200_000, 3), np.float32)
+    p[:, 1] = 0.97
+    p[:1000, 1] = 0.495  # worth marking, since half of the promised Dice is 0.492
+    p[:, 0] = 1 - p[:, 1]
+    assert decide("dice", p, ORGANS)[:1000, 1].all()
+    assert not decide("probable", p, ORGANS)[:1000, 1].any()

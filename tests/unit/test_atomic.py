@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_csv_keeps_the_columns_and_nan(tmp_path):
     with open(tmp_path / "rows.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert read == [{"case": "a,b", "dice": "0.5"}, {"case": "c", "dice": "nan"}]
+
+
+def test_a_source_that_cannot_be_read_is_not_taken_for_the_target(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError) as caught,
+        atomic.replacing(tmp_path / "copy") as temporary,
+    ):
+        shutil.copyfile(tmp_path / "source", temporary)
+    assert caught.value.filename == str(tmp_path / "source")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from medsegdiff_jax.types import InputError
         ("default", "steps", -1, "-1 is not between 1 and 1000"),
         ("ensdiff", "steps", 0, "0 asks for a segmentation without denoising"),
         ("unet", "steps", 3, "3 needs a diffusion network"),
-        ("default", "sampler", "euler", "'euler' is not one of ddim, "),
+        ("default", "sampler", "nonesuch", "'nonesuch' is not one of ddim, "),
         ("default", "fusion", "max", "'max' is not one of mean, "),
         ("ensdiff", "fusion", "blend", "a blend needs a condition model"),
         ("default", "members", 0, "0 is less than 1"),
@@ -37,6 +37,14 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
         ("data.workers", -1, "-1 is less than 0"),
         ("data.read_threads", -1, "-1 is less than 0"),
         ("data.prefetch", -1, "-1 is less than 0"),
+        ("data.raters", "all", "'all' is not one of draw, mean"),
+        ("data.max_empty", 1.5, r"1.5 is not in \[0, 1\]"),
+        ("data.augment.scale", -1.0, "-1.0 is not 0 or more"),
+        ("data.augment.probability", 2.0, r"2.0 is not in \[0, 1\]"),
+        ("optim.learning_rate", -1.0, "-1.0 is not positive"),
+        ("optim.schedule", "step", "'step' is not constant or cosine"),
+        ("loss.condition_every", 0, "0 < 1"),
+        ("model.condition_prior", True, "needs diffusion.prediction='x0', not 'v'"),
         ("model.semantic", "fft", "'fft' is not one of"),
         ("model.widths", (), "there is no level"),
         ("model.condition_widths", (8, 0), "0 is less than 1"),
@@ -50,8 +58,16 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
 def test_other_values_that_cannot_work_name_their_field(field, value, words):
     config = base.get_config("default,tiny")
     config.update_from_flattened_dict({field: value})
+    if field == "model.condition_prior":
+        config.diffusion.prediction = "v"
     with pytest.raises(InputError, match=f"^config field {field}: {words}"):
         trainer.check_config(config)
+
+
+def test_a_network_without_a_prior_may_predict_what_it_likes():
+    config = base.get_config("segdiff,tiny")
+    config.model.condition_prior, config.diffusion.prediction = True, "v"
+    trainer.check_config(config)
 
 
 def test_a_process_without_steps_is_not_taken_for_wrong_sampling():

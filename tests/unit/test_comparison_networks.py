@@ -101,7 +101,7 @@ def test_every_parameter_gets_a_gradient_and_bfloat16_stays_finite(name):
 @pytest.mark.parametrize("name", base.DIFFUSION)
 def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     model, params, _ = randomized(name)
-    diffusion = process.build(base.get_config(name).diffusion, BINARY)
+    diffusion = process.build(base.get_config(name).diffusion, BINARY.one_hot)
     settings = {"steps": 2, "sampler": "ddpm", "member_chunk": 1, "mirror": True}
     ensemble = denoiser.make_segment_fn(model, diffusion, **settings)
     segment = denoiser.compile_segment_fn(ensemble, sampling_mesh(3, jax.devices()), members=1)
@@ -129,7 +129,7 @@ def test_without_condition_logits_only_the_denoising_is_trained():
     _, params, network = randomized("ensdiff")
     image, x_t, t = inputs()
     output, condition = network(params, image, x_t, t)
-    diffusion = process.build(base.get_config("ensdiff").diffusion, BINARY)
+    diffusion = process.build(base.get_config("ensdiff").diffusion, BINARY.one_hot)
     objective = losses.Objective(condition_every=1, condition_ce_weight=1.0)
     mask = (x_t > 0).astype(jnp.float32)
     terms = objective(diffusion, output, condition, mask, x_t, t)
@@ -138,7 +138,7 @@ def test_without_condition_logits_only_the_denoising_is_trained():
 
 
 def test_zero_steps_need_condition_logits():
-    diffusion = process.build(base.get_config("segdiff").diffusion, BINARY)
+    diffusion = process.build(base.get_config("segdiff").diffusion, BINARY.one_hot)
     settings = {"steps": 0, "sampler": "ddim", "member_chunk": 1}
     with pytest.raises(InputError, match="steps: 0 asks for"):
         denoiser.make_segment_fn(build("segdiff"), diffusion, **settings)
@@ -151,7 +151,7 @@ def test_zero_steps_need_condition_logits():
 def test_validation_scores_the_condition_model_only_where_there_is_one(name, scored):
     config = base.get_config(f"{name},tiny")
     dataset = types.SimpleNamespace(name="none", sources={"validation": [0]}, task=BINARY)
-    diffusion = process.build(config.diffusion, BINARY)
+    diffusion = process.build(config.diffusion, BINARY.one_hot)
     validation = evaluator.Validation(config, dataset, build(name), diffusion)
     assert validation._scores_condition == scored
 
@@ -160,7 +160,7 @@ def test_validation_of_a_blend_needs_a_condition_model_that_segments():
     config = base.get_config("ensdiff,tiny")
     config.validation.fusion = "blend"
     dataset = types.SimpleNamespace(name="none", sources={"validation": [0]}, task=BINARY)
-    diffusion = process.build(config.diffusion, BINARY)
+    diffusion = process.build(config.diffusion, BINARY.one_hot)
     with pytest.raises(InputError, match="fusion: a blend needs"):
         evaluator.Validation(config, dataset, build("ensdiff"), diffusion)
 

@@ -110,7 +110,7 @@ def test_the_paper_size_has_about_the_published_parameters(network):
 @pytest.mark.parametrize("name", shipped())
 def test_every_recipe_builds(name, recipe):
     config = importlib.import_module(f"configs.{name}").get_config(recipe)
-    process.build(config.diffusion, TASK)
+    process.build(config.diffusion, TASK.one_hot)
     losses.build(config.loss)
     train_state.build_optimizer(config.optim, config.num_steps)
     networks.build(config.model, TASK, config.data.image_size)

@@ -26,7 +26,7 @@ def model():
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(scale=0.2, size=leaf.shape), jnp.float32), shapes
     )
-    return network, process.build(config.diffusion, TASK), params
+    return network, process.build(config.diffusion, TASK.one_hot), params
 
 
 def segment(model, image, case, *, members=3, chunk=3, seed=0, **changes):
@@ -230,7 +230,7 @@ def test_a_plain_unet_has_nothing_to_denoise():
     with pytest.raises(InputError, match="steps=0"):
         denoiser.make_segment_fn(
             network,
-            process.build(config.diffusion, TASK),
+            process.build(config.diffusion, TASK.one_hot),
             steps=2,
             sampler="ddim",
             member_chunk=1,

@@ -16,7 +16,7 @@ def build_process(prediction="eps", task=BINARY):
     """A process in the given parametrisation."""
     config = base.get_config("paper").diffusion
     config.prediction = prediction
-    return process.build(config, task)
+    return process.build(config, task.one_hot)
 
 
 def condition(logits):

@@ -32,7 +32,7 @@ def setting():
     optimizer = optax.sgd(1.0)  # so that the update is the gradient
     state = TrainState(jnp.int32(3), params, params, optimizer.init(params))
     batch = {"image": image, "mask": mask}
-    return config, model, process.build(config.diffusion, TASK), optimizer, state, batch
+    return config, model, process.build(config.diffusion, TASK.one_hot), optimizer, state, batch
 
 
 def updated(setting, **fields):
