@@ -18,6 +18,7 @@ DOUBT = {
 }
 COST = ("M parameters", "GFLOP per step", "GFLOP", "members until stable", "s per case")
 RESAMPLES = 10_000
+OTHER_WEIGHTS = " (*)"
 
 
 def table(rows: list[Row], models: list[str]) -> str:
@@ -30,15 +31,28 @@ def table(rows: list[Row], models: list[str]) -> str:
     parts = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         of_data = [row for row in rows if row["dataset"] == dataset]
-        parts.append(f"**{dataset}**\n\n{_scores(of_data, models)}")
+        parts.append(f"**{dataset}**\n\n{_scores(_marked(of_data, models), models)}")
     return "\n\n".join([*parts, f"**Cost**\n\n{_costs(rows, models)}"]) + "\n"
+
+
+def _marked(rows: list[Row], models: list[str]) -> list[Row]:
+    """The rows, marked where the same training was done again, so that the weights are others."""
+    weights: dict[tuple, str] = {}
+    marked = []
+    for row in sorted(rows, key=lambda row: models.index(row["model"])):
+        made, own = row["commands"]["train.py"], row["scores"]["run"]["checkpoint_sha256"]
+        first = weights.setdefault((row["seed"], *made), own)
+        marked.append(row | {"mark": "" if own == first else OTHER_WEIGHTS})
+    return marked
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     """Mean of ours - theirs, and its 95 % percentile bootstrap interval over seeds and cases.
 
-    Seeds and cases are drawn independently of each other, so that the interval holds what another
-    training and other test images would change.
+    Seeds and cases are drawn independently of each other. Of one seed the interval knows only what
+    other test images would change; of two or three it knows too little of what another training
+    would, since the variance between so few seeds drawn from themselves is half, or two thirds, of
+    what it should be.
 
     Args:
       ours, theirs: [seeds, cases] the same seeds and cases of two models.
@@ -74,7 +88,7 @@ def _scores(rows: list[Row], models: list[str]) -> str:
     titles = [title for _, title, _ in METRICS]
     ged, *doubt = DOUBT
     head = ["model", "seeds", titles[0], f"minus {models[0]}", *titles[1:]]
-    head += [ged, "unbiased GED", *doubt]
+    head += [ged, "GED without self-pairs", *doubt]
     groups = [[row for row in rows if row["model"] == model] for model in models]
     lines = [_score_cells(group, groups[0]) for group in groups if group]
     return _markdown(head, lines)
@@ -87,8 +101,8 @@ def _score_cells(group: list[Row], first: list[Row]) -> list[str]:
     if group is not first and ours.size:
         difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(ours, theirs))
     ged, *doubt = (_number(_doubt(group, part, keys)) for part, keys in DOUBT.values())
-    model, seeds = group[0]["model"], str(len(group))
-    return [model, seeds, overlap, difference, *others, ged, _unbiased_ged(group), *doubt]
+    model, seeds = group[0]["model"] + max(row["mark"] for row in group), str(len(group))
+    return [model, seeds, overlap, difference, *others, ged, _ged_of_others(group), *doubt]
 
 
 def _with_interval(group: list[Row], metric: str, digits: int) -> str:
@@ -121,10 +135,11 @@ def _doubt(group: list[Row], part: str, keys: tuple[str, str]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _unbiased_ged(group: list[Row]) -> str:
+def _ged_of_others(group: list[Row]) -> str:
     """GED without the pairs of a sample with itself, whose share is 1 / n.
 
-    These pairs make an ensemble of few members look worse than one of many that are drawn alike.
+    These pairs make an ensemble of few members look worse than one of many that are drawn alike. Of
+    independent samples it would be unbiased; opposite ones (`denoiser`) lie farther apart.
     """
     ged, diversity = (_doubt(group, "classes", (key, "mean")) for key in ("ged", "diversity"))
     if ged is None or diversity is None:

@@ -110,7 +110,7 @@ def _data() -> ConfigDict:
 
 def _model(size: str) -> ConfigDict:
     model = ConfigDict()
-    model.name = "medsegdiff_v2"  # or a comparison model; it takes the fields that it knows
+    model.name = "medsegdiff_v2"  # set by the recipe, which also sets sizes, fusion and steps
     model.condition_widths = (32, 64, 128, 256)  # channels per level of the condition UNet
     model.condition_blocks = 1  # per level: residual blocks (Swin: pairs; SegDiff: RRDBs in all)
     model.widths = (8, 16, 32, 64)  # the same of the diffusion UNet, which runs far more often

@@ -13,9 +13,8 @@ from absl import logging as absl_logging
 
 from medsegdiff_jax.types import InputError
 
-DATASETS = (
-    "amos2022", "brats2021", "btcv", "folder", "isic2018", "phantom", "refuge2", "tnmix",
-)  # fmt: skip
+_BUILDERS = Path(__file__).parent.glob("*/*_dataset_builder.py")
+DATASETS = tuple(sorted(path.parent.name for path in _BUILDERS))
 DEFAULT_CACHE = "~/.cache/medsegdiff_jax"
 
 _log = logging.getLogger("medsegdiff_jax")

@@ -72,7 +72,7 @@ def make_segment_fn(
       model: network with `encode` and, if `generative`, `denoise`.
       process: what the model was trained with.
       steps: denoising steps; 0 returns the condition model's own segmentation (of each view).
-      sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
+      sampler: one of `samplers.SAMPLERS`.
       member_chunk: members evaluated at once (vmapped); bounds the memory.
       mirror: give members four views, see above; for a model that was trained with mirror images.
 

@@ -10,8 +10,9 @@ whose condition is no segmentation are trained by L_n alone.
 
 L_n follows the parametrisation: the mean squared error of eps or v; for x0-prediction, whose output
 are logits of the mask, Dice + cross-entropy against the mask. Cross-entropy, like the squared
-error, is least at the posterior mean, so an x0-network trained by it is a denoiser in the usual
-sense.
+error, is least at the posterior mean, so a network trained by it alone is a denoiser in the usual
+sense. Dice is not: it pulls a pixel away from one half, towards what helps the overlap, so that
+probabilities are sharper than they should be (`temperature` fits that) and samples tidier.
 """
 
 import dataclasses
@@ -28,11 +29,15 @@ _SMOOTH = 1.0  # pixels; keeps Dice defined on empty masks
 
 
 def soft_dice(logits: Array, mask: Array, one_hot: bool) -> Array:
-    """1 - Dice of probabilities and mask, mean over foreground channels (Milletari et al. 2016).
+    """1 - Dice of probabilities and mask, mean over foreground channels.
+
+    With sums of p and of the mask in the denominator, as in Drozdzal et al. 2016, "The importance
+    of skip connections in biomedical image segmentation"; V-Net (Milletari et al. 2016) squares
+    them.
 
     Args:
       logits: [B, H, W, K].
-      mask: [B, H, W, K] in {0, 1}.
+      mask: [B, H, W, K] in {0, 1}, or in [0, 1] where it is a mean of raters.
       one_hot: channels are exclusive, channel 0 is background and left out.
 
     Returns:
@@ -97,7 +102,7 @@ class Objective:
           process: says what `output` means.
           output: [B, H, W, K] float32 of the diffusion network; None if the model has none.
           condition: its logits are supervised, if it has any.
-          mask: [B, H, W, K] in {0, 1}.
+          mask: [B, H, W, K] in {0, 1}, or in [0, 1] where it is a mean of raters.
           eps: [B, H, W, K] noise that was added.
           t: [B] diffusion steps.
 

@@ -17,7 +17,8 @@ from medsegdiff_jax.result_files import (
     files_of,
     growth_of,
 )
-from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
+from medsegdiff_jax.segmenter import CaseResult, Segmenter
+from medsegdiff_jax.settings import Settings
 from medsegdiff_jax.types import InputError, Task
 
 SUFFIX = ".png"

@@ -4,7 +4,6 @@ For every case its mask, and on request its probability, uncertainty, overlay an
 or, for volumes, NIfTI. `run.json` says how all of it was made and lists the cases that are done.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -22,7 +21,8 @@ from flax.traverse_util import flatten_dict
 from medsegdiff_jax import atomic, display, picture_output, plots, volume_output
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import SAVE, check_names
-from medsegdiff_jax.segmenter import Segmenter, Settings
+from medsegdiff_jax.segmenter import Segmenter
+from medsegdiff_jax.settings import Settings
 from medsegdiff_jax.types import InputError, Task
 from medsegdiff_jax.version import __version__
 
@@ -73,7 +73,7 @@ def predict(
       segmenter: the model.
       cases: from `find_cases`.
       output: folder, made if it is missing.
-      settings: from `segmenter.choose`.
+      settings: from `Segmenter.choose`.
       save: some of SAVE.
 
     Raises:
@@ -86,8 +86,7 @@ def predict(
     _check(save, task, settings)
     check_names(cases, folder, task, save, settings.members, kind.SUFFIX)
     if not task.modalities:
-        # A lone image must not be computed as a padded batch of many.
-        settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(cases)))
+        settings = settings.for_cases(len(cases))
     _warn_of_other_settings(segmenter, settings)
     run = describe(segmenter, settings)
     left = _begin(folder, run, cases, save)

@@ -64,6 +64,19 @@ def coefficients(schedule: Schedule, t: Array | int, x: Array) -> tuple[Array, A
     return alpha, sigma
 
 
+def from_x0(schedule: Schedule, x_0: Array, x_t: Array, t: Array | int) -> Prediction:
+    """The prediction that says x_0 and what noise it leaves in x_t.
+
+    Args:
+      schedule: tables of length T+1.
+      x_0: [B, ...] estimate of the clean sample.
+      x_t: [B, ...] sample at t.
+      t: timestep in 1..T, scalar or [B].
+    """
+    alpha, sigma = coefficients(schedule, t, x_t)
+    return Prediction(x0=x_0, eps=(x_t - alpha * x_0) / sigma)
+
+
 def posterior(
     schedule: Schedule, x_0: Array, x_t: Array, t: Array | int, s: Array | int
 ) -> tuple[Array, Array]:
@@ -163,7 +176,7 @@ class Process:
             x_0 = jnp.clip((x_t - sigma * output) / alpha, -scale, scale)
         else:
             x_0 = jnp.clip(alpha * x_t - sigma * output, -scale, scale)
-        return Prediction(x0=x_0, eps=(x_t - alpha * x_0) / sigma)
+        return from_x0(self.schedule, x_0, x_t, t)
 
     def target(self, x_0: Array, eps: Array, t: Array | int) -> Array:
         """What the output of an "eps" or "v" network is regressed on, [B, H, W, K].

@@ -30,46 +30,8 @@ from medsegdiff_jax.partitioning import (
     sampling_mesh,
     shard_batch,
 )
-from medsegdiff_jax.types import Array, InputError, case_key, check_at_least
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to sample; the defaults of a model come from its config.
-
-    Attributes:
-      members: samples per image; the most of them if there is a tolerance.
-      steps: denoising steps per sample; 0 = the condition model's own answer.
-      sampler: "ddim", "ddpm", "dpmpp" or "dpmpp_sde" (see `samplers`).
-      fusion: "mean", "blend", "vote" or "staple" (see `fusion`).
-      member_chunk: members sampled at once; bounds the memory.
-      batch_size: images sampled at once.
-      seed: of all noise, 0..2^32-1.
-      tolerance: loss of Dice in 0..1 by which the mask of an image's fused members may still change
-        when it gets no more of them (see `ensemble_size`); 0 = all images get all members.
-      decision: "probable", or "dice" for the mask that promises the highest Dice (see `decision`);
-        both of the probability before the checkpoint's temperature. A slice is decided by what is
-        probable; `volume_output` decides a volume as a whole.
-      mirror: pairs of members look in turn at the image and at its mirror images (see `denoiser`);
-        only where training had mirrored images (`data.augment.flip`). Off for two members or one,
-        which all look at the image as it is.
-    """
-
-    members: int
-    steps: int
-    sampler: str
-    fusion: str
-    member_chunk: int
-    batch_size: int
-    seed: int = 0
-    tolerance: float = 0.0
-    decision: str = "probable"
-    mirror: bool = False
-
-    @property
-    def drawn_at_once(self) -> int:
-        """Members per call of the compiled ensemble."""
-        return min(self.members, self.member_chunk) if self.tolerance else self.members
+from medsegdiff_jax.settings import Settings
+from medsegdiff_jax.types import Array, InputError, case_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,15 +130,17 @@ class Segmenter:
         Raises:
           InputError: an image or a setting that cannot be used.
         """
+        if getattr(images, "ndim", 4) != 4:
+            raise InputError(
+                f"images: {images.shape} is not [B, H, W, C]; of one image give image[None]"
+            )
         ids = [content_id(image) for image in images] if case_ids is None else list(case_ids)
         if len(ids) != len(images):
             raise InputError(f"{len(ids)} case_ids for {len(images)} images")
         if not ids:
             raise InputError("no images were given")
         cases = zip(ids, images, strict=True)
-        chosen = self.choose(**settings)
-        # A lone image must not be computed as a padded batch of many.
-        chosen = dataclasses.replace(chosen, batch_size=min(chosen.batch_size, len(ids)))
+        chosen = self.choose(**settings).for_cases(len(ids))
         results = list(self.stream(cases, chosen, keep_members=True))
         return Segmentation(
             mask=_stack([one.mask for one in results]),
@@ -191,19 +155,8 @@ class Segmenter:
         Raises:
           InputError: an unknown field or an impossible value.
         """
-        known = {field.name for field in dataclasses.fields(Settings)}
-        for name in changes:
-            if name not in known:
-                raise InputError(f"unknown setting {name!r}; there are {', '.join(sorted(known))}")
-        given = {name: value for name, value in changes.items() if value is not None}
-        settings = dataclasses.replace(self.settings, **given)
+        settings = self.settings.changed(**changes)
         fusion.check_method(settings.fusion, self._model.encode_segments)
-        decision.check_method(settings.decision)
-        check_at_least("batch_size", settings.batch_size)
-        if not 0 <= settings.tolerance < 1:
-            raise InputError(f"tolerance: {settings.tolerance} is not in 0..1")
-        if not 0 <= settings.seed < 2**32:
-            raise InputError(f"seed: {settings.seed} is not in 0..2^32-1")
         if settings.mirror and not self._known_mirrored:
             raise InputError("mirror: the model was trained without (data.augment.flip=False)")
         if settings.steps == 0:  # nothing random is drawn, so there is one member per view

@@ -26,7 +26,8 @@ from medsegdiff_jax.result_files import (
     files_of,
     growth_of,
 )
-from medsegdiff_jax.segmenter import CaseResult, Segmenter, Settings
+from medsegdiff_jax.segmenter import CaseResult, Segmenter
+from medsegdiff_jax.settings import Settings
 from medsegdiff_jax.types import InputError, Modality, Task, slice_id, volume_of
 
 SUFFIX = ".nii.gz"

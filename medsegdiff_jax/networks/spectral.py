@@ -13,10 +13,11 @@ is
     A -> rfft2 -> multiply by H_t on the half plane -> irfft2 -> apply to the real values.
 
 With H_t = 1 this is softmax-free dot-product attention, and with any real H_t on the half plane the
-result is real (a real filter on the full plane would not give that). A is divided by sqrt(d) as
-usual and by the number of keys, since no softmax normalises its rows. As in a standard vision
-transformer, inputs are layer-normalised, and attention and MLP are residual to the stream that they
-refine.
+result is real (a real filter on the full plane would not give that; on the columns of frequency 0
+and Nyquist, which hold their own mirror images, the gain is the mean of H_t at k and -k). A is
+divided by sqrt(d) as usual and by the number of keys, since no softmax normalises its rows. As in a
+standard vision transformer, inputs are layer-normalised, and attention and MLP are residual to the
+stream that they refine.
 
 Module 1 queries with e and reads c, which gives c~. Module 2 queries with c~ and reads e, which
 gives the c of the next block. Each ends with an MLP (the paper names one for the first only). The

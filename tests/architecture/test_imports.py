@@ -36,6 +36,7 @@ LAYERS = {
     "volumes": 2,
     "losses": 3,
     "samplers": 3,
+    "settings": 3,
     "denoiser": 4,
     "train_state": 4,
     "checkpoint": 5,

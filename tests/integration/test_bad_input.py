@@ -129,7 +129,7 @@ def sample(command, trained, disc_folder, tmp_path):
     ("changes", "named"),
     [
         ({"save": "mask,masks"}, "masks"),
-        ({"sampler": "euler"}, "sampler: 'euler'"),
+        ({"sampler": "nonesuch"}, "sampler: 'nonesuch'"),
         ({"fusion": "max"}, "fusion: 'max'"),
         ({"members": "two"}, "members"),
         ({"members": 0}, "members"),

@@ -167,7 +167,7 @@ def test_images_of_different_sizes_come_back_as_lists(segmenter, discs):
     ("changes", "message"),
     [
         ({"colour": 1}, "unknown setting 'colour'"),
-        ({"sampler": "euler"}, "sampler: 'euler'"),
+        ({"sampler": "nonesuch"}, "sampler: 'nonesuch'"),
         ({"fusion": "max"}, "fusion: 'max'"),
         ({"members": 0}, "members: 0"),
         ({"member_chunk": 0}, "member_chunk: 0"),
@@ -177,6 +177,10 @@ def test_images_of_different_sizes_come_back_as_lists(segmenter, discs):
         ({"seed": -1}, "seed: -1"),
         ({"tolerance": -0.1}, "tolerance: -0.1"),
         ({"tolerance": 1.0}, "tolerance: 1.0"),
+        ({"members": "4"}, "members: '4' is not a whole number"),
+        ({"steps": 2.5}, "steps: 2.5 is not a whole number"),
+        ({"mirror": "no"}, "mirror: 'no' is not True or False"),
+        ({"fusion": 1}, "fusion: 1 is not a word"),
     ],
 )
 def test_impossible_settings_are_named(segmenter, discs, changes, message):
@@ -200,6 +204,11 @@ def test_an_image_that_cannot_be_used_is_named(segmenter, discs, image, message)
         segmenter([discs[0], image], case_ids=["lesion 6", "lesion 7"])
 
 
+def test_an_image_without_the_axis_of_a_batch_is_refused(segmenter, discs):
+    with pytest.raises(InputError, match=r"\(24, 24, 3\) is not \[B, H, W, C\]"):
+        segmenter(discs[0])
+
+
 def test_no_image_and_miscounted_names_are_refused(segmenter, discs):
     with pytest.raises(InputError, match="no images"):
         segmenter([])
@@ -210,7 +219,13 @@ def test_no_image_and_miscounted_names_are_refused(segmenter, discs):
 def test_a_model_is_compiled_once_for_the_same_settings(segmenter, discs, monkeypatch):
     segmenter(discs[:1], members=2)
     monkeypatch.setattr(denoiser, "make_segment_fn", None)
-    segmenter(discs[:1], members=2, seed=5, fusion="vote")
+    segmenter(discs[:1], members=np.int64(2), seed=5, fusion="vote")
+
+
+def test_few_images_share_the_programs_of_powers_of_two(segmenter):
+    settings = segmenter.choose(batch_size=7)
+    sizes = [settings.for_cases(count).batch_size for count in (1, 2, 3, 4, 5, 9, 100)]
+    assert sizes == [1, 2, 4, 4, 7, 7, 7]
 
 
 EIGHT_DEVICES = """

@@ -33,7 +33,7 @@ def gaussian_denoiser(schedule, mean, std):
         alpha, sigma = process.coefficients(schedule, t, x_t)
         gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
         x0 = mean + gain * (x_t - alpha * mean)
-        return Prediction(x0=x0, eps=(x_t - alpha * x0) / sigma)
+        return process.from_x0(schedule, x0, x_t, t)
 
     return denoise
 
@@ -47,7 +47,7 @@ def bimodal_denoiser(schedule, place, share, width):
         log_odds = jnp.log(share / (1 - share)) + 2 * alpha * place * x_t / variance
         mode = place * jnp.tanh(log_odds / 2)
         x0 = mode + alpha * width**2 / variance * (x_t - alpha * mode)
-        return Prediction(x0=x0, eps=(x_t - alpha * x0) / sigma)
+        return process.from_x0(schedule, x0, x_t, t)
 
     return denoise
 
@@ -58,7 +58,7 @@ def tanh_denoiser(schedule):
     def denoise(x_t, t):
         alpha, sigma = process.coefficients(schedule, t, x_t)
         x0 = jnp.tanh(2 * x_t + alpha)
-        return Prediction(x0=x0, eps=(x_t - alpha * x0) / sigma)
+        return process.from_x0(schedule, x0, x_t, t)
 
     return denoise
 

@@ -56,6 +56,11 @@ PUBLISHED = {
 }
 
 
+def test_every_network_has_a_recipe():
+    """Which says how it is to be sampled; see docs/extending.md."""
+    assert networks.NETWORKS.keys() - {"medsegdiff_v2"} == {*base.RECIPES} - {"default", "paper"}
+
+
 def count(config):
     """Parameters of the config's network, from shapes alone."""
     size = config.data.image_size

@@ -39,7 +39,9 @@ def row(model, dice, seed=0):
         "model": model,
         "dataset": "a",
         "seed": seed,
+        "commands": {"train.py": [f"--config.seed={seed}"]},
         "scores": {
+            "run": {"checkpoint_sha256": "abc"},
             "classes": {"lesion": dict.fromkeys(("dice", "iou", "hd95"), summary)},
             "uncertainty": {
                 "classes": {
@@ -73,6 +75,15 @@ def test_the_table_averages_seeds_and_compares_with_the_first_model():
     # Of the seed that both have.
     assert lines[5].startswith("| eps | 1 | 0.7000 [0.6000, 0.8000] | -0.1500 [-0.2000, -0.1000] |")
     assert len({line.count("|") for line in lines[2:6]}) == 1
+
+
+def test_rows_of_a_repeated_training_are_marked():
+    rows = [row("eps", (0.6, 0.8)), row("V2", (0.8, 0.9)), row("V2", (0.6, 0.7), 1)]
+    assert "(*)" not in "".join(lines_of(rows))
+    rows[0]["scores"]["run"]["checkpoint_sha256"] = "other"
+    assert [line.split(" | ")[0] for line in lines_of(rows)[4:6]] == ["| V2", "| eps (*)"]
+    rows[0]["commands"]["train.py"] = ["another training"]
+    assert "(*)" not in "".join(lines_of(rows))
 
 
 def test_a_score_that_is_undefined_or_unmeasured_is_left_empty():
