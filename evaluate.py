@@ -11,7 +11,10 @@ _REFERENCES = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 _SPACING = flags.DEFINE_list(
-    "spacing", None, "Pixel height and width of pictures; HD95 is in this unit. Default 1,1."
+    "spacing", None, "Pixel height and width of pictures; distances are in this unit. Default 1,1."
+)
+_NSD_TOLERANCE = flags.DEFINE_float(
+    "nsd_tolerance", 2.0, "Distance at which surfaces still agree (NSD), in that unit; volumes: mm."
 )
 _EMPTY = flags.DEFINE_string("empty", "strict", "Empty-mask policy: strict or ignore.")
 
@@ -22,7 +25,9 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax import scoring, uncertainty_scoring
 
     spacing = _spacing(_SPACING.value)
-    result = scoring.evaluate(_PREDICTIONS.value, _REFERENCES.value, spacing, _EMPTY.value)
+    result = scoring.evaluate(
+        _PREDICTIONS.value, _REFERENCES.value, spacing, _EMPTY.value, _NSD_TOLERANCE.value
+    )
     written = scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
     print(scoring.format_table(result))
     if result.uncertainty:

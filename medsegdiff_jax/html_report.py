@@ -27,6 +27,9 @@ _NAMES = {
     "dice": "Dice",
     "iou": "IoU",
     "hd95": "HD95",
+    "assd": "ASSD",
+    "nsd": "NSD",
+    "nsd_tolerance": "NSD tolerance",
     "n_valid": "n valid",
     "checkpoint_sha256": "checkpoint SHA-256",
     "ged": "GED",
@@ -71,9 +74,9 @@ def write(
 
     Args:
       path: file to write.
-      summary: the content of metrics.json: "version", "run", "spacing", "empty_mask_policy",
-        "conventions", "references_without_prediction", "classes" and, if anything of it was saved,
-        "uncertainty".
+      summary: the content of metrics.json: "version", "run", "spacing", "nsd_tolerance",
+        "empty_mask_policy", "conventions", "references_without_prediction", "classes" and, if
+        anything of it was saved, "uncertainty".
       rows: those of per_case.csv, all with the same keys, "case" and "class" first.
       plots: a section each.
       worst: pictures of the worst cases, worst first; no section without any.
@@ -119,6 +122,7 @@ def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
         "classes": list(dict.fromkeys(row["class"] for row in rows)),
         "references without a prediction": unscored or "none",
         "spacing": summary["spacing"],
+        "nsd_tolerance": summary["nsd_tolerance"],
         "empty masks": f"{policy}: {summary['conventions'][f'empty_{policy}']}",
         "written": f"{today} by medsegdiff_jax {summary['version']}",
     }

@@ -29,12 +29,16 @@ from medsegdiff_jax.version import __version__
 CONVENTIONS = {
     "dice": "2 TP / (2 TP + FP + FN) per case and class",
     "iou": "TP / (TP + FP + FN) per case and class",
+    "sensitivity": "TP / (TP + FN), recall",
+    "precision": "TP / (TP + FP), positive predictive value",
     "hd95": "maximum of the two directed 95th percentiles of surface distances, in units of the "
     "spacing (mm for volumes); surface = mask minus its erosion by a cross, nothing beyond the "
     "border of the image or volume",
+    "assd": "mean of all distances of both surfaces to the other",
+    "nsd": "share of both surfaces within the tolerance of the other, surface Dice",
     "case": "a picture or a whole volume, never a slice",
-    "empty_strict": "both masks empty: Dice = IoU = 1, HD95 = 0; one empty: Dice = IoU = 0, HD95 = "
-    "image diagonal",
+    "empty_strict": "both masks empty: HD95 = ASSD = 0, all else 1; one empty: HD95 = ASSD = image "
+    "diagonal, all else 0",
     "empty_ignore": "undefined values are left out of the means; n_valid counts the rest",
     "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples",
     "raters": "several references per case are fused to their majority",
@@ -55,7 +59,8 @@ class Evaluation:
       scores: one per case and class, before the empty-mask policy.
       table: summary per class and metric.
       unscored: references without a prediction.
-      spacing: height and width of a pixel, which HD95 is measured in; for volumes, words.
+      spacing: height and width of a pixel, which distances are measured in; for volumes, words.
+      nsd_tolerance: of the NSD, in the same unit.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
       run: what was scored: the folder of predictions and how they were made.
       worst: pictures of the cases with the lowest Dice.
@@ -65,6 +70,7 @@ class Evaluation:
     table: dict[str, dict[str, Summary]]
     unscored: list[str]
     spacing: list[float] | str
+    nsd_tolerance: float
     uncertainty: Uncertainty
     run: dict[str, Any]
     worst: list[html_report.Figure]
@@ -75,6 +81,7 @@ def evaluate(
     references: str | os.PathLike,
     spacing: Sequence[float] | None,
     policy: str,
+    nsd_tolerance: float,
 ) -> Evaluation:
     """Scores every case that `run.json` of `predictions` lists.
 
@@ -85,11 +92,16 @@ def evaluate(
       spacing: height and width of a picture's pixel, HD95 comes out in its unit; None for 1, and
         for volumes, whose files say it.
       policy: "strict" or "ignore", see `metrics.aggregate`.
+      nsd_tolerance: distance at which surfaces still agree, in the unit of the spacing (volumes:
+        mm).
 
     Raises:
-      InputError: a missing, unreadable or misfitting file, or an unknown policy.
+      InputError: a missing, unreadable or misfitting file, an unknown policy, or a negative
+        tolerance.
     """
     aggregate.check_policy(policy)  # before hours of scoring
+    if not nsd_tolerance >= 0:
+        raise InputError(f"--nsd_tolerance: {nsd_tolerance} is not 0 or more")
     folder = Path(predictions)
     run, task, files = _read_run(folder)
     if task.modalities and spacing is not None:
@@ -98,7 +110,8 @@ def evaluate(
     scores: list[CaseScore] = []
     doubts: list[CaseUncertainty] = []
     for case, names in progress(files.items(), len(files), "scoring"):
-        for score, doubt in _score_case(case, folder, names, raters, task, spacing):
+        cases = _score_case(case, folder, names, raters, task, spacing, nsd_tolerance)
+        for score, doubt in cases:
             scores.append(score)
             doubts.append(doubt)
     known = {stem for masks in raters.values() for stem in masks}
@@ -110,6 +123,7 @@ def evaluate(
         table=aggregate.table(scores, policy),
         unscored=sorted(known - set(files)),
         spacing=unit,
+        nsd_tolerance=nsd_tolerance,
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy),
         run={"predictions": str(folder), **made},
         worst=[
@@ -126,6 +140,7 @@ def _score_case(
     raters: dict[str, dict[str, Path]],
     task: Task,
     spacing: Sequence[float] | None,
+    nsd_tolerance: float,
 ) -> Iterator[tuple[CaseScore, CaseUncertainty]]:
     """The scores of each class of a case; `names` are its files by what they hold."""
     prediction, grid = scored_files.read_labels(folder / names["mask"][0], task)
@@ -148,7 +163,7 @@ def _score_case(
             spacing=case_spacing,
             first=first[index],
         )
-        yield aggregate.score_case(case, class_name, *masks, case_spacing), doubt
+        yield aggregate.score_case(case, class_name, *masks, case_spacing, nsd_tolerance), doubt
 
 
 def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> list[str]:
@@ -163,6 +178,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         "version": __version__,
         "run": evaluation.run,
         "spacing": evaluation.spacing,
+        "nsd_tolerance": evaluation.nsd_tolerance,
         "empty_mask_policy": policy,
         "conventions": CONVENTIONS | (uncertainty_scoring.CONVENTIONS if doubt else {}),
         "references_without_prediction": evaluation.unscored,
@@ -215,13 +231,13 @@ def _write_plots(
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """A line per class: mean [95% interval] of each metric, and the number of cases."""
+    """A line per class: mean [95% interval] of some metrics, and the number of cases."""
     width = max(len(name) for name in evaluation.table)
     lines = [f"{'class':{width}}  {'Dice':24}  {'IoU':24}  {'HD95':24}  cases"]
     for name, row in evaluation.table.items():
         cells = [
             f"{row[metric].mean:.4f} [{row[metric].low:.4f}, {row[metric].high:.4f}]"
-            for metric in aggregate.METRICS
+            for metric in ("dice", "iou", "hd95")
         ]
         count = f"{row['dice'].n_valid}/{row['dice'].n_cases}"
         lines.append(f"{name:{width}}  " + "  ".join(f"{cell:24}" for cell in cells) + f"  {count}")

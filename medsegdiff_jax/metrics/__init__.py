@@ -12,7 +12,7 @@ from medsegdiff_jax.metrics.distribution import (
     generalized_energy_distance,
     set_overlaps,
 )
-from medsegdiff_jax.metrics.overlap import dice, iou
+from medsegdiff_jax.metrics.overlap import dice, iou, precision, sensitivity
 from medsegdiff_jax.metrics.ranking import Ranking, rank_errors, region_entropy
 from medsegdiff_jax.metrics.surface import SurfaceDistances, hd95, surface_distances
 
@@ -29,8 +29,10 @@ __all__ = [
     "generalized_energy_distance",
     "hd95",
     "iou",
+    "precision",
     "rank_errors",
     "region_entropy",
+    "sensitivity",
     "set_overlaps",
     "surface_distances",
 ]

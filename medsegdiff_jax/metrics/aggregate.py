@@ -3,8 +3,8 @@
 Dice and IoU of two empty masks are 0 / 0, and a surface distance to an empty mask does not exist.
 Leaving such cases out silently rewards a model that predicts nothing; so the policy has a name:
 
-"strict" (default): both empty: Dice = IoU = 1, HD95 = 0. Exactly one empty: Dice = IoU = 0, HD95 =
-    the image diagonal (array extent times spacing), about the worst distance possible.
+"strict" (default): both empty: distances are 0, all else 1. Exactly one empty: distances are the
+    image diagonal (array extent times spacing), about the worst there can be, all else 0.
 "ignore": undefined values are left out of the mean; n_valid says how many remain.
 
 The interval is the percentile bootstrap of the mean over cases (Efron and Tibshirani 1993, chapter
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from medsegdiff_jax.metrics.overlap import dice, iou
-from medsegdiff_jax.metrics.surface import hd95
+from medsegdiff_jax.metrics.overlap import dice, iou, precision, sensitivity
+from medsegdiff_jax.metrics.surface import surface_distances
 from medsegdiff_jax.types import InputError
 
-METRICS = ("dice", "iou", "hd95")
+METRICS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "nsd")
+DISTANCES = ("hd95", "assd")
 POLICIES = ("strict", "ignore")
 ALL_CLASSES = "all classes"
 
@@ -39,7 +40,11 @@ class CaseScore:
       class_name: name of the class.
       dice: in [0, 1], NaN if both masks are empty.
       iou: in [0, 1], NaN if both masks are empty.
+      sensitivity: in [0, 1], NaN if the reference is empty.
+      precision: in [0, 1], NaN if the prediction is empty.
       hd95: in the units of the spacing, NaN if either mask is empty.
+      assd: the same.
+      nsd: in [0, 1], NaN if either mask is empty.
       prediction_empty: whether the predicted mask is empty.
       reference_empty: whether the reference mask is empty.
       diagonal: length of the image diagonal in the units of the spacing.
@@ -49,7 +54,11 @@ class CaseScore:
     class_name: str
     dice: float
     iou: float
+    sensitivity: float
+    precision: float
     hd95: float
+    assd: float
+    nsd: float
     prediction_empty: bool
     reference_empty: bool
     diagonal: float
@@ -82,8 +91,9 @@ def score_case(
     prediction: np.ndarray,
     reference: np.ndarray,
     spacing: Sequence[float],
+    nsd_tolerance: float,
 ) -> CaseScore:
-    """Dice, IoU and HD95 of one case and class.
+    """METRICS of one case and class.
 
     Args:
       case: name of the case.
@@ -91,16 +101,22 @@ def score_case(
       prediction: [H, W] or volume, in {0, 1}.
       reference: mask of the same shape.
       spacing: pixel size along each axis of the arrays.
+      nsd_tolerance: distance at which surfaces still agree, in the units of the spacing.
 
     Raises:
       InputError: different shapes, values other than 0 and 1, or a bad spacing.
     """
+    distances = surface_distances(prediction, reference, spacing)
     return CaseScore(
         case=case,
         class_name=class_name,
         dice=dice(prediction, reference),
         iou=iou(prediction, reference),
-        hd95=hd95(prediction, reference, spacing),
+        sensitivity=sensitivity(prediction, reference),
+        precision=precision(prediction, reference),
+        hd95=distances.hd95,
+        assd=distances.assd,
+        nsd=distances.nsd(nsd_tolerance),
         prediction_empty=not np.any(prediction),
         reference_empty=not np.any(reference),
         diagonal=float(np.linalg.norm(np.asarray(np.shape(reference)) * np.asarray(spacing))),
@@ -114,16 +130,16 @@ def check_policy(policy: str) -> None:
 
 
 def apply_policy(score: CaseScore, policy: str = "strict") -> dict[str, float]:
-    """Values that count for the case: {"dice", "iou", "hd95"}; NaN = left out.
+    """Values that count for the case, by name in METRICS; NaN = left out.
 
     Raises:
       InputError: unknown policy.
     """
     check_policy(policy)
-    if policy == "strict" and score.prediction_empty and score.reference_empty:
-        return {"dice": 1.0, "iou": 1.0, "hd95": 0.0}
     if policy == "strict" and (score.prediction_empty or score.reference_empty):
-        return {"dice": 0.0, "iou": 0.0, "hd95": score.diagonal}
+        agree = score.prediction_empty and score.reference_empty
+        far, near = (0.0, 1.0) if agree else (score.diagonal, 0.0)
+        return {metric: far if metric in DISTANCES else near for metric in METRICS}
     return {metric: getattr(score, metric) for metric in METRICS}
 
 
@@ -171,7 +187,7 @@ def table(
       seed: of the bootstrap.
 
     Returns:
-      {class name: {"dice" | "iou" | "hd95": Summary}}, classes in order of appearance; with several
+      {class name: {one of METRICS: Summary}}, classes in order of appearance; with several
       classes a last row ALL_CLASSES, the mean over each case's (valid) classes.
 
     Raises:

@@ -1,4 +1,8 @@
-"""Overlap of two masks: Dice = 2 |A n B| / (|A| + |B|), IoU = |A n B| / |A u B| (Jaccard)."""
+"""Overlap of two masks: Dice = 2 |A n B| / (|A| + |B|), IoU = |A n B| / |A u B| (Jaccard).
+
+Sensitivity is the share of the reference that is found, precision that of the prediction that is
+right.
+"""
 
 import numpy as np
 
@@ -35,6 +39,22 @@ def iou(
     common = (prediction & reference).sum(axis, dtype=np.int64)
     union = (prediction | reference).sum(axis, dtype=np.int64)
     return _ratio(common, union)
+
+
+def sensitivity(
+    prediction: np.ndarray, reference: np.ndarray, axis: int | tuple[int, ...] | None = None
+) -> float | np.ndarray:
+    """TP / (TP + FN), also called recall; as `dice`, but NaN where the reference is empty."""
+    prediction, reference = check_masks(prediction, reference)
+    common = (prediction & reference).sum(axis, dtype=np.int64)
+    return _ratio(common, reference.sum(axis, dtype=np.int64))
+
+
+def precision(
+    prediction: np.ndarray, reference: np.ndarray, axis: int | tuple[int, ...] | None = None
+) -> float | np.ndarray:
+    """TP / (TP + FP), the positive predictive value; NaN where the prediction is empty."""
+    return sensitivity(reference, prediction, axis)
 
 
 def check_masks(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

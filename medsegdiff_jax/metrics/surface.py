@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks, computed once; HD, HD95 and ASSD are read off them.
+"""Distances between the surfaces of two masks, computed once; HD95, ASSD and NSD are read off them.
 
 Conventions (those of MONAI; libraries differ by up to several pixels):
 - The surface of a mask is its own pixels that one erosion with the 4-neighbour (3-D: 6-neighbour)
@@ -9,6 +9,9 @@ Conventions (those of MONAI; libraries differ by up to several pixels):
 - HD95 is the larger of the two directed 95th percentiles (linear interpolation), not the percentile
   of the pooled distances; HD the larger of the two maxima (Huttenlocher et al. 1993); ASSD the mean
   of the pooled distances.
+- NSD (normalised surface distance, or surface Dice; Nikolov et al. 2018, "Deep learning to achieve
+  clinically applicable segmentation of head and neck anatomy") is the share of the pixels of both
+  surfaces that lie within a tolerance of the other.
 - If either mask is empty all are NaN; `aggregate` says what such a case costs.
 """
 
@@ -50,6 +53,16 @@ class SurfaceDistances:
         if not self.to_reference.size:
             return float("nan")
         return float(np.concatenate([self.to_reference, self.to_prediction]).mean())
+
+    def nsd(self, tolerance: float) -> float:
+        """Share of both surfaces within `tolerance` (units of the spacing) of the other, in [0, 1].
+
+        NaN if either mask is empty.
+        """
+        if not self.to_reference.size:
+            return float("nan")
+        distances = np.concatenate([self.to_reference, self.to_prediction])
+        return float((distances <= tolerance).mean())
 
     def _largest_percentile(self, percentile: float) -> float:
         if not self.to_reference.size:

@@ -193,6 +193,7 @@ def test_evaluate_reports_what_numpy_finds_in_the_masks(command, inputs, predict
         f"--references={inputs}",
         f"--output={tmp_path}",
         "--spacing=0.5,2",
+        "--nsd_tolerance=3.5",
     )
     assert "Dice" in outcome.output and "2/2" in outcome.output
     expected = {}
@@ -203,19 +204,22 @@ def test_evaluate_reports_what_numpy_finds_in_the_masks(command, inputs, predict
         )
         assert ours.any()
         both = (ours & theirs).sum()
+        directed = [surface_distances(*pair) for pair in ((ours, theirs), (theirs, ours))]
+        pooled = np.concatenate(directed)
         expected[case] = {
             "dice": 2 * both / (ours.sum() + theirs.sum()),
             "iou": both / (ours | theirs).sum(),
-            "hd95": max(
-                np.percentile(surface_distances(*pair), 95)
-                for pair in ((ours, theirs), (theirs, ours))
-            ),
+            "sensitivity": both / theirs.sum(),
+            "precision": both / ours.sum(),
+            "hd95": max(np.percentile(distances, 95) for distances in directed),
+            "assd": pooled.mean(),
+            "nsd": (pooled <= 3.5).mean(),
         }
     with open(tmp_path / "per_case.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == sorted(SIZES)
     (summary,) = json.loads((tmp_path / "metrics.json").read_text())["classes"].values()
-    for metric in ("dice", "iou", "hd95"):
+    for metric in ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "nsd"):
         for row in rows:
             assert float(row[metric]) == pytest.approx(expected[row["case"]][metric], abs=1e-9)
         mean = np.mean([values[metric] for values in expected.values()])

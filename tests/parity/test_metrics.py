@@ -1,4 +1,4 @@
-"""Dice, IoU, HD95, HD, ASSD and GED against MONAI, medpy and a plain loop (data/README.md)."""
+"""Dice, IoU, HD95, HD, ASSD, NSD and GED against MONAI, medpy and a plain loop (data/README.md)."""
 
 import pathlib
 
@@ -39,13 +39,28 @@ def test_surface_distances(i):
     prediction, reference, spacing = pair(i)
     distances = metrics.surface_distances(prediction, reference, spacing)
     if not prediction.any() or not reference.any():
-        assert np.isnan([distances.hd, distances.hd95, distances.assd]).all()
+        assert np.isnan([distances.hd, distances.hd95, distances.assd, distances.nsd(1)]).all()
         return
     # MONAI's float32 interpolation is off by up to 7.1e-6 on these.
     assert distances.hd95 == pytest.approx(MASKS["hd95/monai"][i], abs=1e-5)
     assert metrics.hd95(prediction, reference, spacing) == distances.hd95
     assert distances.hd == pytest.approx(MASKS["hd/medpy"][i], abs=1e-12)
     assert distances.assd == pytest.approx(MASKS["asd/medpy_assd"][i], abs=1e-12)
+    tolerance = 1.5 * spacing.min()
+    assert distances.nsd(tolerance) == pytest.approx(MASKS["nsd/monai"][i], abs=1e-6)
+
+
+@pytest.mark.parametrize("i", PAIRS)
+def test_sensitivity_and_precision(i):
+    prediction, reference, _ = pair(i)
+    found = metrics.sensitivity(prediction, reference), metrics.precision(prediction, reference)
+    if not prediction.any() or not reference.any():
+        expected = [0.0 if mask.any() else np.nan for mask in (reference, prediction)]
+        np.testing.assert_array_equal(found, expected)
+    elif all(found):  # Dice is their harmonic mean
+        assert 2 / (1 / found[0] + 1 / found[1]) == pytest.approx(MASKS["dice/medpy"][i], abs=1e-12)
+    else:
+        assert MASKS["dice/medpy"][i] == 0
 
 
 def test_hd95_is_not_the_pooled_percentile():

@@ -12,32 +12,38 @@ SQUARE[10:20, 10:20] = 1
 SHIFTED = np.roll(SQUARE, 5, 1)
 SPACING = (1.0, 0.5)
 DIAGONAL = np.hypot(30 * 1.0, 40 * 0.5)
+WORST = (0, 0, 0, 0, DIAGONAL, DIAGONAL, 0)
+MOVED = (0.5, 1 / 3, 0.5, 0.5, 2.5, 49 / 36, 16 / 36)
 
 
 def score(prediction, reference, case="a", class_name="lesion"):
-    return aggregate.score_case(case, class_name, prediction, reference, SPACING)
+    return aggregate.score_case(case, class_name, prediction, reference, SPACING, 1.0)
 
 
 def test_score_case_is_raw():
     both = score(EMPTY, EMPTY)
-    assert np.isnan([both.dice, both.iou, both.hd95]).all()
+    assert np.isnan([getattr(both, metric) for metric in aggregate.METRICS]).all()
     one = score(EMPTY, SQUARE)
-    assert (one.dice, one.iou) == (0.0, 0.0) and np.isnan(one.hd95)
+    assert (one.dice, one.iou, one.sensitivity) == (0.0, 0.0, 0.0)
+    assert np.isnan([one.precision, one.hd95, one.assd, one.nsd]).all()
     assert one.prediction_empty and not one.reference_empty
     assert one.diagonal == pytest.approx(DIAGONAL)
     real = score(SHIFTED, SQUARE)
     # Half of the square overlaps: Dice 1/2, IoU 1/3; moved by 5 pixels of 0.5.
     assert real.dice == 0.5 and real.iou == pytest.approx(1 / 3)
     assert real.hd95 == pytest.approx(2.5)
+    assert real.sensitivity == real.precision == 0.5
+    # By a loop over all pairs of the 36 outline pixels of each.
+    assert real.assd == pytest.approx(49 / 36) and real.nsd == pytest.approx(16 / 36)
 
 
 @pytest.mark.parametrize(
     ("prediction", "reference", "strict", "ignore"),
     [
-        (EMPTY, EMPTY, (1, 1, 0), (np.nan, np.nan, np.nan)),
-        (EMPTY, SQUARE, (0, 0, DIAGONAL), (0, 0, np.nan)),
-        (SQUARE, EMPTY, (0, 0, DIAGONAL), (0, 0, np.nan)),
-        (SHIFTED, SQUARE, (0.5, 1 / 3, 2.5), (0.5, 1 / 3, 2.5)),
+        (EMPTY, EMPTY, (1, 1, 1, 1, 0, 0, 1), (np.nan,) * 7),
+        (EMPTY, SQUARE, WORST, (0, 0, 0, *(np.nan,) * 4)),
+        (SQUARE, EMPTY, WORST, (0, 0, np.nan, 0, *(np.nan,) * 3)),
+        (SHIFTED, SQUARE, MOVED, MOVED),
     ],
     ids=["both-empty", "prediction-empty", "reference-empty", "none-empty"],
 )

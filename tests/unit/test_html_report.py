@@ -59,6 +59,7 @@ def summary(**more):
         "version": "1.2.3",
         "run": {"predictions": f"runs/{NASTY}", "sampling": {"members": 10, "steps": 10}},
         "spacing": [1.0, 1.0],
+        "nsd_tolerance": 2.0,
         "empty_mask_policy": "strict",
         "conventions": {"dice": "of masks", "empty_strict": "both empty: 1"},
         "references_without_prediction": [],
@@ -138,7 +139,7 @@ def masks(*pixels):
 
 def test_the_worst_cases_come_first_each_once_with_its_worst_class():
     scores = [
-        score_case(name, kind, masks(predicted), masks(8), (1, 1))
+        score_case(name, kind, masks(predicted), masks(8), (1, 1), 2.0)
         for name, kind, predicted in [
             ("good", "a", 8),
             ("bad", "a", 8),
@@ -153,7 +154,7 @@ def test_the_worst_cases_come_first_each_once_with_its_worst_class():
 def test_a_worst_case_is_drawn_on_its_image_or_on_grey(tmp_path):
     labels = np.zeros((8, 12), np.uint8)
     labels[2:6, 3:9] = 1
-    score = score_case("x", "a", labels == 1, labels == 1, (1, 1))
+    score = score_case("x", "a", labels == 1, labels == 1, (1, 1), 2.0)
     Image.fromarray(np.full((8, 12, 3), 200, np.uint8)).save(tmp_path / "x.png")
     for inputs, level, note in (([tmp_path / "x.png"], 200, False), ([], 110, True)):
         figure = worst_cases.picture(

@@ -63,7 +63,7 @@ def pictures(tmp_path):
 
 def test_numbers_on_files_are_those_on_arrays(pictures):
     root, arrays = pictures
-    result = scoring.evaluate(root / "out", root, None, "strict")
+    result = scoring.evaluate(root / "out", root, None, "strict", 2.0)
     written = scoring.write_report(result, root / "report", "strict")
     assert {"reliability.png", "risk_coverage.png", "members.png"} < set(written)
     for name in written:
@@ -108,7 +108,7 @@ def test_masks_of_members_are_made_one_by_one(pictures, monkeypatch):
 
     monkeypatch.setattr(scoring, "class_mask", watched)
     root, _ = pictures
-    scoring.evaluate(root / "out", root, None, "strict")
+    scoring.evaluate(root / "out", root, None, "strict", 2.0)
     assert len(made) == 2 * 2 * (4 + 3)  # cases, classes, masks
     assert max(most) <= 4 + 2  # a member is made while the last one is still named
 
@@ -145,7 +145,7 @@ def test_a_listed_file_that_is_gone_is_named(pictures):
     root, _ = pictures
     (root / "out" / "b_m1.png").unlink()
     with pytest.raises(InputError, match=r"b_m1\.png"):
-        scoring.evaluate(root / "out", root, None, "strict")
+        scoring.evaluate(root / "out", root, None, "strict", 2.0)
 
 
 def test_a_volume_with_its_scaled_probability_and_millimetres(tmp_path):
@@ -168,7 +168,7 @@ def test_a_volume_with_its_scaled_probability_and_millimetres(tmp_path):
     write("out/a_p.nii.gz", chance, unit=True)
     files = {"mask": "a.nii.gz", "members": ["a_m0.nii.gz", "a_m1.nii.gz"]}
     write_run(tmp_path / "out", SCAN, {"a": files | {"probability": "a_p.nii.gz"}})
-    found = scoring.evaluate(tmp_path / "out", tmp_path, None, "strict").uncertainty
+    found = scoring.evaluate(tmp_path / "out", tmp_path, None, "strict", 2.0).uncertainty
     (case,) = found.cases
     ged = metrics.generalized_energy_distance(members, [reference])
     assert case.values["ged"] == pytest.approx(ged) and not case.rater_dice
