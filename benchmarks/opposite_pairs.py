@@ -3,7 +3,7 @@
     python sample.py --checkpoint=RUN --input=IN --output=OUT --members=20 --save=mask,members
     python -m benchmarks.opposite_pairs --predictions=OUT --references=FOLDER --output=FILE
 
-Members 2 k and 2 k + 1 start from opposite noise (`denoiser.make_segment_fn`), those of different
+Members 2 k and 2 k + 1 start from opposite noise (`denoiser.make_members_fn`), those of different
 pairs from independent noise. Of 2 n saved members the first n are n / 2 pairs, and every second one
 makes n independent members; so are the others, the odd ones. For the three the command prints the
 Dice of the vote against the majority of the raters and the energy distance to the raters, and the

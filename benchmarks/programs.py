@@ -82,7 +82,7 @@ def ensemble(
     model = networks.build(config.model, task, side)
     names = ("steps", "sampler", "member_chunk", "mirror")
     diffusion = process.build(config.diffusion, task.one_hot)
-    draw = denoiser.make_segment_fn(model, diffusion, **{name: sampling[name] for name in names})
+    draw = denoiser.make_members_fn(model, diffusion, **{name: sampling[name] for name in names})
     whole, split = replicated(mesh), on_data(mesh)
     one, x_t = _images(1, side, channels), _images(1, side, 1)
     params = jax.eval_shape(model.init, jax.random.key(0), one, x_t, 0)["params"]

@@ -54,7 +54,7 @@ def bind(model: nn.Module, process: Process, params: Params, condition: Conditio
     return denoise
 
 
-def make_segment_fn(
+def make_members_fn(
     model: nn.Module,
     process: Process,
     *,
@@ -85,7 +85,7 @@ def make_segment_fn(
     solver = samplers.SAMPLERS[sampler]
     count = views(mirror)
 
-    def segment(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Drawn:
+    def draw(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Drawn:
         """See `MembersFn`."""
         condition_of = _encode_views(model, params, image, mirror)
         every = jnp.arange(count)[:, None].repeat(len(image), axis=1)
@@ -100,15 +100,15 @@ def make_segment_fn(
             denoise = bind(model, process, params, condition_of(view))
             x_noise, keys = _start(seed, case, numbers, shape)
             x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)
-            return turn(process.x0_to_mask(x_0), view)
+            return mirrored(process.x0_to_mask(x_0), view)
 
         return Drawn(jax.lax.map(member, members, batch_size=min(member_chunk, len(members))), own)
 
-    return segment
+    return draw
 
 
 def make_path_fn(model: nn.Module, process: Process, *, steps: int, sampler: str) -> PathFn:
-    """How a member that looks at the image as it is comes about: what `make_segment_fn` leaves out.
+    """How a member that looks at the image as it is comes about: what `make_members_fn` leaves out.
 
     Args:
       model, process, steps, sampler: as there.
@@ -147,7 +147,7 @@ def _encode_views(
 ) -> Callable[[Array], Condition]:
     """All views in one batch; the result gives the conditions of the cases in the views [B]."""
     cases = jnp.arange(len(image))
-    turned = [turn(image, jnp.full_like(cases, view)) for view in range(views(mirror))]
+    turned = [mirrored(image, jnp.full_like(cases, view)) for view in range(views(mirror))]
     conditions = model.apply({"params": params}, jnp.concatenate(turned), method="encode")
 
     def condition_of(view: Array) -> Condition:
@@ -163,7 +163,7 @@ def _own_answers(
 ) -> Array:
     """The condition model's own segmentation [n, B, H, W, K] of the cases in the views [n, B]."""
     answers = jax.vmap(lambda v: process.logits_to_mask(condition_of(v).logits))(view)
-    return jax.vmap(turn)(answers, view)
+    return jax.vmap(mirrored)(answers, view)
 
 
 def _start(seed: Array, case: Array, numbers: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -175,7 +175,7 @@ def _start(seed: Array, case: Array, numbers: Array, shape: tuple[int, ...]) -> 
     return sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape)), keys
 
 
-def turn(images: Array, view: Array) -> Array:
+def mirrored(images: Array, view: Array) -> Array:
     """Images [B, H, W, C] as views [B] show them, or back again.
 
     Bit 0 of a view exchanges left and right, bit 1 top and bottom.
@@ -199,7 +199,7 @@ def check_settings(
     Args:
       network: its class is enough.
       num_timesteps: T of the training schedule.
-      steps, sampler, member_chunk: as in `make_segment_fn`.
+      steps, sampler, member_chunk: as in `make_members_fn`.
 
     Raises:
       InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
@@ -222,15 +222,15 @@ def check_settings(
         )
 
 
-def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentFn:
-    """`segment` compiled for `mesh`: cases split over "data", members over "model".
+def compile_segment_fn(draw: MembersFn, mesh: Mesh, members: int) -> SegmentFn:
+    """`draw` compiled for `mesh`: cases split over "data", members over "model".
 
     Each device draws its members of its cases by itself (`jax.shard_map`) and only the result is
     gathered. Left to the compiler, the vmap over members makes every convolution reshape members
     and cases into one axis, for which it gathers the cases of all devices at each layer.
 
     Args:
-      segment: from `make_segment_fn`.
+      draw: from `make_members_fn`.
       mesh: from `partitioning.sampling_mesh`; "data" divides the cases of a batch.
       members: samples per case and call, n.
 
@@ -240,7 +240,7 @@ def compile_segment_fn(segment: MembersFn, mesh: Mesh, members: int) -> SegmentF
     check_at_least("members", members)
     cases, shared = PartitionSpec("data"), PartitionSpec()
     per_device = jax.shard_map(
-        segment,
+        draw,
         mesh=mesh,
         in_specs=(shared, cases, cases, shared, PartitionSpec("model", "data")),
         out_specs=Drawn(PartitionSpec("model", "data"), cases),

@@ -40,7 +40,7 @@ class Validation:
         self._seed = np.uint32(config.seed)
         fusion.check_method(self._settings.fusion, model.encode_segments)
         sampling = {name: self._settings[name] for name in ("steps", "sampler", "member_chunk")}
-        ensemble = denoiser.make_segment_fn(model, process, **sampling)
+        ensemble = denoiser.make_members_fn(model, process, **sampling)
         self._segment = denoiser.compile_segment_fn(ensemble, self._mesh, self._settings.members)
         self._scores_condition = model.generative and model.encode_segments
 

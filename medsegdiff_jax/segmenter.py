@@ -291,7 +291,7 @@ class Segmenter:
             members += -members % mesh.shape["model"]  # the devices draw these anyway
         key = (mesh.axis_sizes, members, *chosen.values())
         if key not in self._compiled:
-            fn = denoiser.make_segment_fn(self._model, self._process, **chosen)
+            fn = denoiser.make_members_fn(self._model, self._process, **chosen)
             self._compiled[key] = mesh, denoiser.compile_segment_fn(fn, mesh, members)
         return self._compiled[key]
 

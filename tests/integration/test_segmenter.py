@@ -218,7 +218,7 @@ def test_no_image_and_miscounted_names_are_refused(segmenter, discs):
 
 def test_a_model_is_compiled_once_for_the_same_settings(segmenter, discs, monkeypatch):
     segmenter(discs[:1], members=2)
-    monkeypatch.setattr(denoiser, "make_segment_fn", None)
+    monkeypatch.setattr(denoiser, "make_members_fn", None)
     segmenter(discs[:1], members=np.int64(2), seed=5, fusion="vote")
 
 

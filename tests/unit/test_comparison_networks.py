@@ -103,7 +103,7 @@ def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     model, params, _ = randomized(name)
     diffusion = process.build(base.get_config(name).diffusion, BINARY.one_hot)
     settings = {"steps": 2, "sampler": "ddpm", "member_chunk": 1, "mirror": True}
-    ensemble = denoiser.make_segment_fn(model, diffusion, **settings)
+    ensemble = denoiser.make_members_fn(model, diffusion, **settings)
     segment = denoiser.compile_segment_fn(ensemble, sampling_mesh(3, jax.devices()), members=1)
     image, case = inputs()[0], jnp.arange(3, dtype=jnp.uint32)
     others = (case, np.uint32(0), jnp.array([0, 2, 4], jnp.int32))
@@ -141,7 +141,7 @@ def test_zero_steps_need_condition_logits():
     diffusion = process.build(base.get_config("segdiff").diffusion, BINARY.one_hot)
     settings = {"steps": 0, "sampler": "ddim", "member_chunk": 1}
     with pytest.raises(InputError, match="steps: 0 asks for"):
-        denoiser.make_segment_fn(build("segdiff"), diffusion, **settings)
+        denoiser.make_members_fn(build("segdiff"), diffusion, **settings)
 
 
 @pytest.mark.parametrize(

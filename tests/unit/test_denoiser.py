@@ -35,7 +35,7 @@ def segment(model, image, case, *, members=3, chunk=3, seed=0, **changes):
     settings = {"steps": 3, "sampler": "ddpm", "member_chunk": chunk} | changes
     key = tuple(sorted(settings.items()))
     if key not in COMPILED:
-        COMPILED[key] = jax.jit(denoiser.make_segment_fn(network, diffusion, **settings))
+        COMPILED[key] = jax.jit(denoiser.make_members_fn(network, diffusion, **settings))
     case = jnp.asarray(case, jnp.uint32)
     members = jnp.broadcast_to(jnp.arange(members)[:, None], (members, len(case)))
     return np.asarray(COMPILED[key](params, image, case, np.uint32(seed), members).members)
@@ -81,7 +81,7 @@ def test_members_come_in_pairs_that_start_from_opposite_noise(model, image, samp
 def test_each_case_may_continue_its_own_ensemble(model, image):
     network, diffusion, params = model
     whole = segment(model, image[:2], [5, 6], members=5, chunk=5)
-    fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddpm", member_chunk=2)
+    fn = denoiser.make_members_fn(network, diffusion, steps=3, sampler="ddpm", member_chunk=2)
     numbers = jnp.array([[1, 3], [2, 4]])
     case = jnp.array([5, 6], jnp.uint32)
     part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
@@ -127,7 +127,7 @@ def test_zero_steps_give_the_condition_models_answer_to_each_view(model, image):
 def test_the_condition_models_own_answer_is_the_mean_over_its_views(model, image, steps, mirror):
     network, diffusion, params = model
     settings = {"steps": steps, "sampler": "ddim", "member_chunk": 2, "mirror": mirror}
-    fn = jax.jit(denoiser.make_segment_fn(network, diffusion, **settings))
+    fn = jax.jit(denoiser.make_members_fn(network, diffusion, **settings))
     numbers = jnp.zeros((1, 3), jnp.int32)
     own = fn(params, image, jnp.arange(3, dtype=jnp.uint32), np.uint32(0), numbers).own
     views = VIEWS if mirror else VIEWS[:1]
@@ -140,7 +140,7 @@ def test_cases_that_are_at_different_members_see_their_own_views(model, image):
     network, diffusion, params = model
     whole = segment(model, image[:2], [5, 6], members=6, mirror=True)
     settings = {"steps": 3, "sampler": "ddpm", "member_chunk": 2, "mirror": True}
-    fn = denoiser.make_segment_fn(network, diffusion, **settings)
+    fn = denoiser.make_members_fn(network, diffusion, **settings)
     case = jnp.array([5, 6], jnp.uint32)
     numbers = jnp.array([[1, 4], [2, 5]])
     part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
@@ -172,7 +172,7 @@ def scan_bodies(jaxpr):
 def test_the_condition_model_is_outside_the_loop(model, image, mirror):
     network, diffusion, params = model
     settings = {"steps": 3, "sampler": "ddim", "member_chunk": 2, "mirror": mirror}
-    fn = denoiser.make_segment_fn(network, diffusion, **settings)
+    fn = denoiser.make_members_fn(network, diffusion, **settings)
     case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.zeros((2, 3), jnp.int32)
     whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
     inside = max(primitives(body, "conv_general_dilated") for body in scan_bodies(whole))
@@ -190,7 +190,7 @@ def test_the_condition_model_is_outside_the_loop(model, image, mirror):
 
 def test_filters_are_computed_once_per_step_for_all_members_and_cases(model, image):
     network, diffusion, params = model
-    fn = denoiser.make_segment_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
+    fn = denoiser.make_members_fn(network, diffusion, steps=3, sampler="ddim", member_chunk=2)
     case, seed, members = jnp.zeros(3, jnp.uint32), jnp.uint32(0), jnp.zeros((2, 3), jnp.int32)
     whole = jax.make_jaxpr(fn)(params, image, case, seed, members).jaxpr
     body = next(b for b in scan_bodies(whole) if primitives(b, "fft"))
@@ -221,14 +221,14 @@ def test_filters_are_computed_once_per_step_for_all_members_and_cases(model, ima
 def test_impossible_settings_are_named(model, change, words):
     settings = {"steps": 2, "sampler": "ddim", "member_chunk": 1} | change
     with pytest.raises(InputError, match=words):
-        denoiser.make_segment_fn(*model[:2], **settings)
+        denoiser.make_members_fn(*model[:2], **settings)
 
 
 def test_a_plain_unet_has_nothing_to_denoise():
     config = base.get_config("unet,tiny")
     network = networks.build(config.model, TASK, SIZE)
     with pytest.raises(InputError, match="steps=0"):
-        denoiser.make_segment_fn(
+        denoiser.make_members_fn(
             network,
             process.build(config.diffusion, TASK.one_hot),
             steps=2,
