@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from medsegdiff_jax.atomic import replacing
 from medsegdiff_jax.display import UNCERTAINTY_COLOR, CasePictures, class_color
@@ -82,6 +83,9 @@ def write_learning_curve(metrics_path: str | os.PathLike, path: str | os.PathLik
             axes.plot(steps, values, label=label, lw=1.4, marker=marker, ms=3)
         if name == "loss" and all(v > 0 for points in lines.values() for _, v in points):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")  # 0.2, not 2 x 10^-1
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if name == "overlap":
             axes.set_ylim(0, 1)
         axes.set_xlabel("step")
