@@ -30,7 +30,6 @@ _NAMES = {
     "assd": "ASSD",
     "nsd": "NSD",
     "nsd_tolerance": "NSD tolerance",
-    "n_valid": "n valid",
     "checkpoint_sha256": "checkpoint SHA-256",
     "ged": "GED",
     "matched_iou": "matched IoU",
@@ -42,7 +41,7 @@ _NAMES = {
     "aurc": "AURC",
     "spearman": "Spearman",
 }
-_CAPTION = "Scores per class over cases; n valid counts the cases whose value is defined."
+_CAPTION = "Mean over cases and its 95% interval; standard deviations are in metrics.json."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +129,29 @@ def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def _scores(classes: Mapping[str, Mapping[str, Any]], caption: str) -> str:
-    """A row per class and metric, of Summaries as dictionaries; empty without any."""
+    """A row per class, a column per metric, of Summaries as dictionaries; empty without any."""
+    if not classes:
+        return ""
+    metrics = list(dict.fromkeys(metric for row in classes.values() for metric in row))
+    digits = {
+        metric: _digits([row[metric]["mean"] for row in classes.values()]) for metric in metrics
+    }
     lines = []
-    for name, metrics in classes.items():
-        for metric, entry in metrics.items():
-            mean, sd, low, high = (entry[key] for key in ("mean", "sd", "low", "high"))
-            digits = _digits([other[metric]["mean"] for other in classes.values()])
-            interval = f"{_format(low, digits)} to {_format(high, digits)}"
-            lines.append(
-                f"<tr>{_row_name(name)}<td>{_text(_name(metric))}</td>"
-                f"{_number(mean, digits)}{_number(sd, digits)}"
-                f'<td class="number">{interval if _defined(low) else UNDEFINED}</td>'
-                f"{_number(entry['n_valid'])}{_number(entry['n_cases'])}</tr>"
-            )
-    counted = ("mean", "standard deviation", "95% interval of the mean", "n valid", "cases")
-    return _table(caption, _head(("class", "metric"), counted), lines) if lines else ""
+    for name, row in classes.items():
+        cells = "".join(_summary(row[metric], digits[metric]) for metric in metrics)
+        lines.append(f"<tr>{_row_name(name)}{cells}</tr>")
+    return _table(caption, _head(("class",), [_name(metric) for metric in metrics]), lines)
+
+
+def _summary(entry: Mapping[str, Any], digits: int) -> str:
+    """A cell with a mean, its interval, and of how many cases it is, if some are left out."""
+    below = []
+    if _defined(entry["low"]):
+        below.append(f"{_format(entry['low'], digits)} to {_format(entry['high'], digits)}")
+    if entry["n_valid"] < entry["n_cases"]:
+        below.append(f"{entry['n_valid']} of {entry['n_cases']} cases")
+    small = "".join(f"<br><small>{line}</small>" for line in below)
+    return f'<td class="number">{_format(entry["mean"], digits)}{small}</td>'
 
 
 def _nested(classes: Mapping[str, Mapping[str, Any]], kind: str, caption: str) -> str:

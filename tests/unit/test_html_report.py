@@ -40,7 +40,7 @@ class Parsed(html.parser.HTMLParser):
     def handle_data(self, data):
         if data.strip():
             self.texts.append(data.strip())
-            if {"td", "th"} & set(self.open[-2:]):
+            if {"td", "th"} & set(self.open[-3:]):
                 self.rows[-1].append(data.strip())
 
 
@@ -104,9 +104,10 @@ def test_names_are_text_not_markup(page):
 
 def test_the_tables_hold_all_rows_with_the_numbers_of_the_summary(page):
     found = page(summary())
-    assert [NASTY, "Dice", "0.7500", "0.1250", "0.5000 to 0.8750", "2", "3"] in found.rows
+    assert ["class", "Dice"] in found.rows
+    assert [NASTY, "0.7500", "0.5000 to 0.8750", "2 of 3 cases"] in found.rows
     dash = html_report.UNDEFINED
-    assert ["b", "Dice", dash, dash, dash, "0", "3"] in found.rows
+    assert ["b", dash, "0 of 3 cases"] in found.rows
     assert [f"case 0 {NASTY}", "a", "0.5000", "12.25"] in found.rows
     assert [f"case 1 {NASTY}", "a", dash, dash] in found.rows
     assert "strict: both empty: 1" in found.texts
@@ -124,7 +125,8 @@ def test_uncertainty_has_a_section_if_there_is_any(page):
         "ranking": {},
     }
     found = page(summary(uncertainty=uncertainty))
-    assert ["a", "GED", "0.7500", "0.1250", "0.5000 to 0.8750", "2", "3"] in found.rows
+    assert ["class", "GED"] in found.rows
+    assert ["a", "0.7500", "0.5000 to 0.8750", "2 of 3 cases"] in found.rows
     assert ["a", "border", "0.2500", "1,234,567"] in found.rows
     assert found.texts.count("Uncertainty") == 2  # in the navigation, too
     assert "Uncertainty" not in page(summary()).texts
