@@ -22,7 +22,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at on
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
     None,
-    "Draw, --members at most, until the fused mask moves by less (Dice), e.g. 0.001.",
+    "Draw, --members at most, until the mask of all so far moves by less (Dice), e.g. 0.001.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
 _SAVE = flags.DEFINE_list(

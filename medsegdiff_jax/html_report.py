@@ -151,7 +151,8 @@ def _summary(entry: Mapping[str, Any], digits: int) -> str:
     if entry["n_valid"] < entry["n_cases"]:
         below.append(f"{entry['n_valid']} of {entry['n_cases']} cases")
     small = "".join(f"<br><small>{line}</small>" for line in below)
-    return f'<td class="number">{_format(entry["mean"], digits)}{small}</td>'
+    mean = _number(entry["mean"], digits)
+    return mean.replace("</td>", f"{small}</td>")
 
 
 def _nested(classes: Mapping[str, Mapping[str, Any]], kind: str, caption: str) -> str:
@@ -181,8 +182,14 @@ def _head(words: Sequence[str], numbers: Sequence[str]) -> str:
 def _uncertainty(found: Mapping[str, Any]) -> str:
     """What members, probabilities and raters say, as far as there are any."""
     tables = (
-        _scores(found["classes"], "Samples against every rater, and against each other."),
-        _scores(found["rater_dice"], "Dice of each rater against the majority of all."),
+        _scores(
+            found["classes"],
+            "Samples against every rater, and against each other: mean and 95% interval.",
+        ),
+        _scores(
+            found["rater_dice"],
+            "Dice of each rater against the majority of all: mean and 95% interval.",
+        ),
         _nested(found["calibration"], "region", "Probabilities against the raters."),
         _nested(found["ranking"], "score", "How well a score of doubt ranks the errors of cases."),
     )

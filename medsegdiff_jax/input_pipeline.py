@@ -66,10 +66,10 @@ def load(data_config: Any) -> Dataset:
     }
     task, shape = Task.from_json(metadata["task"]), builder.info.features["image"].shape
     if data_config.neighbours:
-        if not task.modalities or data_config.neighbours < 0:
+        if not task.modalities:
             raise InputError(
-                f"data.neighbours: {data_config.neighbours} slices, but these are pictures or it "
-                "is below 0"
+                f"config field data.neighbours: {data_config.neighbours} slices, but these are "
+                "pictures"
             )
         sources = {
             split: _WithNeighbours(source, data_config.neighbours)
@@ -178,7 +178,7 @@ def _shuffled(dataset: Dataset, max_empty: float, seed: int) -> grain.MapDataset
 
 def check(data_config: Any) -> None:
     """Raises InputError for what `train_batches` takes and cannot work, with the field's name."""
-    for field in ("workers", "read_threads", "prefetch"):
+    for field in ("workers", "read_threads", "prefetch", "neighbours"):
         check_at_least(f"config field data.{field}", data_config[field], 0)
     if data_config.raters not in RATERS:
         known = ", ".join(RATERS)

@@ -203,16 +203,19 @@ def build(config: Any, one_hot: bool) -> Process:
       InputError: an unknown or impossible value; the message names the field.
     """
     if config.prediction not in PREDICTIONS:
+        known = ", ".join(PREDICTIONS)
         raise InputError(
-            f"diffusion.prediction: {config.prediction!r} is not one of {', '.join(PREDICTIONS)}"
+            f"config field diffusion.prediction: {config.prediction!r} is not one of {known}"
         )
     if config.prediction == "eps" and config.zero_terminal_snr:
         raise InputError(
-            "diffusion.zero_terminal_snr: must be False with diffusion.prediction='eps' "
-            "(x_0 cannot be computed from eps where alpha is 0)"
+            "config field diffusion.zero_terminal_snr: must be False with "
+            "diffusion.prediction='eps' (x_0 cannot be computed from eps where alpha is 0)"
         )
     if not config.input_scale > 0:
-        raise InputError(f"diffusion.input_scale: {config.input_scale} is not positive")
+        raise InputError(
+            f"config field diffusion.input_scale: {config.input_scale} is not positive"
+        )
     return Process(
         schedule=schedules.build(
             config.schedule, config.num_timesteps, bool(config.zero_terminal_snr)

@@ -99,7 +99,8 @@ def build(kind: str, num_timesteps: int, zero_terminal_snr: bool) -> Schedule:
       InputError: unknown name (field diffusion.schedule) or T < 1 (diffusion.num_timesteps).
     """
     if kind not in _KINDS:
-        raise InputError(f"diffusion.schedule: {kind!r} is not one of {', '.join(sorted(_KINDS))}")
+        known = ", ".join(sorted(_KINDS))
+        raise InputError(f"config field diffusion.schedule: {kind!r} is not one of {known}")
     return _KINDS[kind](num_timesteps, zero_terminal_snr=zero_terminal_snr)
 
 
@@ -125,7 +126,7 @@ def trajectory(num_timesteps: int, num_steps: int) -> np.ndarray:
 
 def _check_num_timesteps(num_timesteps: int) -> None:
     if num_timesteps < 1:
-        raise InputError(f"diffusion.num_timesteps: {num_timesteps} is less than 1")
+        raise InputError(f"config field diffusion.num_timesteps: {num_timesteps} is less than 1")
 
 
 def _from_beta(beta: np.ndarray, zero_terminal_snr: bool) -> Schedule:

@@ -130,7 +130,7 @@ class Segmenter:
         Raises:
           InputError: an image or a setting that cannot be used.
         """
-        if getattr(images, "ndim", 4) != 4:
+        if getattr(images, "ndim", 4) == 3:
             raise InputError(
                 f"images: {images.shape} is not [B, H, W, C]; of one image give image[None]"
             )

@@ -4,10 +4,12 @@ import dataclasses
 import numbers
 from typing import Any
 
+import numpy as np
+
 from medsegdiff_jax import decision
 from medsegdiff_jax.types import InputError, check_at_least
 
-_KINDS = {int: numbers.Integral, float: numbers.Real, str: str, bool: bool}
+_KINDS = {int: numbers.Integral, float: numbers.Real, str: str, bool: (bool, np.bool_)}
 _NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}
 
 
@@ -56,16 +58,16 @@ class Settings:
           InputError: an unknown field, or a value that no model can work with.
         """
         kinds = {field.name: field.type for field in dataclasses.fields(self)}
-        given = {name: value for name, value in changes.items() if value is not None}
         for name in changes:
             if name not in kinds:
                 raise InputError(f"unknown setting {name!r}; there are {', '.join(sorted(kinds))}")
-        for name, value in given.items():
-            kind = kinds[name]
-            if not isinstance(value, _KINDS[kind]):
+        values = vars(self) | {k: value for k, value in changes.items() if value is not None}
+        for name, kind in kinds.items():
+            value, truth = values[name], isinstance(values[name], _KINDS[bool])
+            if not isinstance(value, _KINDS[kind]) or truth != (kind is bool):
                 raise InputError(f"{name}: {value!r} is not {_NAMES[kind]}")
-            given[name] = kind(value)  # numpy has numbers of its own
-        settings = dataclasses.replace(self, **given)
+            values[name] = kind(value)  # numpy has numbers of its own
+        settings = Settings(**values)
         decision.check_method(settings.decision)
         check_at_least("batch_size", settings.batch_size)
         if not 0 <= settings.tolerance < 1:

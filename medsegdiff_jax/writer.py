@@ -18,6 +18,7 @@ import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from medsegdiff_jax import atomic, plots
+from medsegdiff_jax.types import InputError
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -51,10 +52,16 @@ class MetricWriter:
             self._events.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Everything written so far is on disk afterwards, and drawn in learning_curve.png."""
+        """Everything written so far is on disk afterwards, and drawn in learning_curve.png.
+
+        A picture that cannot be drawn is no reason to end a training.
+        """
         self._file.flush()
         self._events.flush()
-        plots.write_learning_curve(self._path, self._path.with_name("learning_curve.png"))
+        try:
+            plots.write_learning_curve(self._path, self._path.with_name("learning_curve.png"))
+        except (InputError, OSError) as error:
+            _log.warning("no learning curve: %s", error)
 
     def close(self) -> None:
         """Flushes and closes."""

@@ -58,7 +58,7 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
             f"config field model.name: {model['name']!r} is not one of {', '.join(NETWORKS)}"
         )
     fields = _fields(model["name"], model)
-    if fields.get("dtype", "float32") not in ("float32", "bfloat16"):
+    if fields["dtype"] not in ("float32", "bfloat16"):
         raise InputError(
             f"config field model.dtype: {fields['dtype']!r} is not float32 or bfloat16"
         )
@@ -88,8 +88,7 @@ def _network(
 ) -> Generative | Discriminative:
     given = {**model, "mask_channels": mask_channels, "one_hot": one_hot}
     fields = _fields(model["name"], given)
-    if "dtype" in fields:
-        fields["dtype"] = dtype_of(fields["dtype"])
+    fields["dtype"] = dtype_of(fields["dtype"])
     for name in _WIDTHS & fields.keys():
         fields[name] = tuple(fields[name])
     return NETWORKS[model["name"]](**fields)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_a_field_that_an_earlier_version_did_not_have_makes_it_another_run(unet_
     (tmp_path / "config.json").write_text(json.dumps(stored | {"version": "0.0.9"}))
     with pytest.raises(InputError, match=r"diffusion.input_scale is not known .* run, 0\.0\.9;"):
         prepare(unet_config, tmp_path)
+
+
+def test_training_may_run_beside_the_main_thread():
+    def run():
+        with trainer.termination() as terminated:
+            found.append(terminated())
+
+    found, before = [], signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False] and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_speed_and_memory_may_change_within_a_run(unet_config, tmp_path):

@@ -9,10 +9,10 @@ from nibabel import orientations
 
 from medsegdiff_jax import (
     decision,
+    display,
     imaging,
     metrics,
     prediction,
-    report,
     volume_output,
     volumes,
 )
@@ -159,7 +159,7 @@ def test_pictures_show_the_slice_itself_and_not_those_beside_it(trained, held_ou
     scan, grid = volumes.read_image((path,), 1)
     slices = volumes.to_slices(volumes.to_stored(scan, segmenter.task.modalities), grid, "axial")
     size = files.pictures.image.shape[:2]
-    shown = [report.to_rgb(imaging.resize_image(one, size)).astype(int) for one in slices]
+    shown = [display.to_rgb(imaging.resize_image(one, size)).astype(int) for one in slices]
     distance = [np.abs(files.pictures.image - one).max() for one in shown]
     assert min(distance) <= 1  # levels of 255; one that is drawn before it is resized differs
 

@@ -37,6 +37,7 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
         ("data.workers", -1, "-1 is less than 0"),
         ("data.read_threads", -1, "-1 is less than 0"),
         ("data.prefetch", -1, "-1 is less than 0"),
+        ("data.neighbours", -1, "-1 is less than 0"),
         ("data.raters", "all", "'all' is not one of draw, mean"),
         ("data.max_empty", 1.5, r"1.5 is not in \[0, 1\]"),
         ("data.augment.scale", -1.0, "-1.0 is not 0 or more"),
@@ -73,5 +74,5 @@ def test_a_network_without_a_prior_may_predict_what_it_likes():
 def test_a_process_without_steps_is_not_taken_for_wrong_sampling():
     config = base.get_config("default,tiny")
     config.diffusion.num_timesteps = 0
-    with pytest.raises(InputError, match="^diffusion.num_timesteps: 0 is less than 1"):
+    with pytest.raises(InputError, match="^config field diffusion.num_timesteps: 0 is less than 1"):
         trainer.check_config(config)

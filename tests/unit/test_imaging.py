@@ -341,6 +341,14 @@ def test_masks_and_labels_are_inverse(task, known, unknown, channels):
         imaging.labels_to_mask(labels, task)
 
 
+def test_small_types_hold_no_large_labels():
+    regions = Task(tuple("abcdefghi"), tuple(1 << bit for bit in range(9)), False, 1)
+    mask = imaging.labels_to_mask(np.array([[0, 1, 255]], np.uint8), regions)
+    assert mask[0].sum(-1).tolist() == [0, 1, 8]
+    far = Task(("far",), (300,), True, 1)
+    assert not imaging.labels_to_mask(np.array([[0]], np.uint8), far).any()
+
+
 def test_channels_are_what_the_task_says():
     exclusive = imaging.labels_to_mask(np.array([[0, 1, 4]]), EXCLUSIVE)
     np.testing.assert_array_equal(exclusive[0], np.eye(3))

@@ -53,7 +53,7 @@ def test_build():
     ],
 )
 def test_refusals_name_the_field(changes, field):
-    with pytest.raises(InputError, match=rf"^diffusion\.{field}: ") as caught:
+    with pytest.raises(InputError, match=rf"^config field diffusion\.{field}: ") as caught:
         process.build(config(**changes), BINARY.one_hot)
     assert "\n" not in str(caught.value)
 

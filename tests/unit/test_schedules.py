@@ -70,10 +70,10 @@ def test_zero_terminal_snr_is_algorithm_1_of_lin(kind):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match=r"^diffusion\.schedule: 'sigmoid'"):
+    with pytest.raises(InputError, match=r"^config field diffusion\.schedule: 'sigmoid'"):
         schedules.build("sigmoid", 1000, False)
     for kind in ("linear", "cosine"):
-        with pytest.raises(InputError, match=r"^diffusion\.num_timesteps: 0"):
+        with pytest.raises(InputError, match=r"^config field diffusion\.num_timesteps: 0"):
             schedules.build(kind, 0, False)
 
 

@@ -48,6 +48,16 @@ def test_a_line_that_a_crash_cut_short_does_not_stop_a_resume(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
+def test_a_log_that_cannot_be_drawn_ends_no_training(tmp_path, caplog):
+    log = MetricWriter(tmp_path, 0)
+    log.write_scalars(1, {"loss/total": 1.0})
+    (tmp_path / "metrics.jsonl").unlink()
+    with caplog.at_level("WARNING", logger="medsegdiff_jax"):
+        log.flush()
+    assert "no learning curve: " in caplog.text and "metrics.jsonl: cannot be read" in caplog.text
+    log.close()
+
+
 def test_lines_are_on_disk_before_the_writer_is_closed(tmp_path):
     log = MetricWriter(tmp_path, 0)
     log.write_scalars(1, {"a": 1.0})
