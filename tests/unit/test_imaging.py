@@ -341,37 +341,11 @@ def test_masks_and_labels_are_inverse(task, known, unknown, channels):
         imaging.labels_to_mask(labels, task)
 
 
-def test_small_types_hold_no_large_labels():
-    regions = Task(tuple("abcdefghi"), tuple(1 << bit for bit in range(9)), False, 1)
-    mask = imaging.labels_to_mask(np.array([[0, 1, 255]], np.uint8), regions)
-    assert mask[0].sum(-1).tolist() == [0, 1, 8]
-    far = Task(("far",), (300,), True, 1)
-    assert not imaging.labels_to_mask(np.array([[0]], np.uint8), far).any()
-
-
 def test_channels_are_what_the_task_says():
     exclusive = imaging.labels_to_mask(np.array([[0, 1, 4]]), EXCLUSIVE)
     np.testing.assert_array_equal(exclusive[0], np.eye(3))
     regions = imaging.labels_to_mask(np.array([[0, 3, 6]]), REGIONS)
     np.testing.assert_array_equal(regions[0], [[0, 0, 0], [1, 1, 0], [0, 1, 1]])
-
-
-@pytest.mark.parametrize(
-    ("values", "exclusive", "dtype"),
-    [
-        ((300,), True, np.uint16),
-        (range(1, 26), True, np.uint8),  # exclusive classes are never summed
-        ([1 << bit for bit in range(8)], False, np.uint8),
-        ([1 << bit for bit in range(9)], False, np.uint16),
-    ],
-)
-def test_labels_have_the_smallest_type_that_holds_them_all(values, exclusive, dtype):
-    task = Task(tuple(f"c{value}" for value in values), tuple(values), exclusive, 1)
-    all_or_last = np.full((1, 1, task.mask_channels), not exclusive, np.uint8)
-    all_or_last[..., -1] = 1
-    labels = imaging.mask_to_labels(all_or_last, task)
-    assert labels.dtype == task.label_dtype == dtype
-    assert labels[0, 0] == (max(values) if exclusive else sum(values))
 
 
 @pytest.mark.parametrize(
