@@ -36,8 +36,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         """Checks the ranges; InputError names the field."""
         for field in ("rotate_degrees", "scale", "translate", "gamma", "intensity", "probability"):
-            if not getattr(self, field) >= 0:
-                value = getattr(self, field)
+            value = getattr(self, field)
+            if not value >= 0:
                 raise InputError(f"config field data.augment.{field}: {value} is not 0 or more")
         if self.probability > 1:
             raise InputError(

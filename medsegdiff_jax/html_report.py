@@ -150,9 +150,7 @@ def _summary(entry: Mapping[str, Any], digits: int) -> str:
         below.append(f"{_format(entry['low'], digits)} to {_format(entry['high'], digits)}")
     if entry["n_valid"] < entry["n_cases"]:
         below.append(f"{entry['n_valid']} of {entry['n_cases']} cases")
-    small = "".join(f"<br><small>{line}</small>" for line in below)
-    mean = _number(entry["mean"], digits)
-    return mean.replace("</td>", f"{small}</td>")
+    return _number(entry["mean"], digits, below)
 
 
 def _nested(classes: Mapping[str, Mapping[str, Any]], kind: str, caption: str) -> str:
@@ -282,10 +280,14 @@ def _row_name(name: str) -> str:
     return f'<th scope="row"><span>{_text(name)}</span></th>'
 
 
-def _number(value: Any, digits: int = 0) -> str:
-    """A cell with a number, which `data-value` holds in full (empty if it is undefined)."""
+def _number(value: Any, digits: int = 0, below: Sequence[str] = ()) -> str:
+    """A cell with a number, which `data-value` holds in full (empty if it is undefined).
+
+    Lines `below` it are small.
+    """
     exact = float(value) if _defined(value) else ""
-    return f'<td class="number" data-value="{exact}">{_text(_format(value, digits))}</td>'
+    small = "".join(f"<br><small>{_text(line)}</small>" for line in below)
+    return f'<td class="number" data-value="{exact}">{_text(_format(value, digits))}{small}</td>'
 
 
 def _format(value: Any, digits: int) -> str:

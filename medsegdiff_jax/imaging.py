@@ -295,6 +295,8 @@ def labels_to_mask(labels: np.ndarray, task: Task) -> np.ndarray:
       InputError: a label that the task does not know.
     """
     labels = np.asarray(labels)
+    # A region's value may be more than their type holds.
+    labels = labels.astype(np.promote_types(labels.dtype, task.label_dtype), copy=False)
     values = np.asarray(task.label_values)
     if task.exclusive or len(values) == 1:
         unknown = ~np.isin(labels, np.append(values, 0))

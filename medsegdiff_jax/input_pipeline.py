@@ -177,7 +177,7 @@ def _shuffled(dataset: Dataset, max_empty: float, seed: int) -> grain.MapDataset
 
 
 def check(data_config: Any) -> None:
-    """Raises InputError for what `train_batches` takes and cannot work, with the field's name."""
+    """Raises InputError, with the field's name, for what can work with no data at all."""
     for field in ("workers", "read_threads", "prefetch", "neighbours"):
         check_at_least(f"config field data.{field}", data_config[field], 0)
     if data_config.raters not in RATERS:

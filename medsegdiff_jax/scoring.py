@@ -89,8 +89,8 @@ def evaluate(
       predictions: folder written by sample.py.
       references: folder with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or
         of mask files themselves.
-      spacing: height and width of a picture's pixel, HD95 comes out in its unit; None for 1, and
-        for volumes, whose files say it.
+      spacing: height and width of a picture's pixel, distances come out in its unit; None for 1,
+        and for volumes, whose files say it.
       policy: "strict" or "ignore", see `metrics.aggregate`.
       nsd_tolerance: distance at which surfaces still agree, in the unit of the spacing (volumes:
         mm).

@@ -102,7 +102,7 @@ class Task:
 
 def class_mask(labels: np.ndarray, task: Task, index: int) -> np.ndarray:
     """Where a label map [...] holds the class or region with this index: bool [...]."""
-    value = np.int64(task.label_values[index])  # which may be more than the labels' type holds
+    value = task.label_values[index]
     overlapping = not task.exclusive and len(task.classes) > 1
     return (labels & value) != 0 if overlapping else labels == value
 

@@ -25,36 +25,32 @@ def dice(
     Raises:
       InputError: different shapes, or a value other than 0 and 1.
     """
-    prediction, reference = check_masks(prediction, reference)
-    common = (prediction & reference).sum(axis, dtype=np.int64)
-    total = prediction.sum(axis, dtype=np.int64) + reference.sum(axis, dtype=np.int64)
-    return _ratio(2 * common, total)
+    common, predicted, marked = _counts(prediction, reference, axis)
+    return _ratio(2 * common, predicted + marked)
 
 
 def iou(
     prediction: np.ndarray, reference: np.ndarray, axis: int | tuple[int, ...] | None = None
 ) -> float | np.ndarray:
     """Intersection over union; arguments, result and errors as for `dice`."""
-    prediction, reference = check_masks(prediction, reference)
-    common = (prediction & reference).sum(axis, dtype=np.int64)
-    union = (prediction | reference).sum(axis, dtype=np.int64)
-    return _ratio(common, union)
+    common, predicted, marked = _counts(prediction, reference, axis)
+    return _ratio(common, predicted + marked - common)
 
 
 def sensitivity(
     prediction: np.ndarray, reference: np.ndarray, axis: int | tuple[int, ...] | None = None
 ) -> float | np.ndarray:
     """TP / (TP + FN), also called recall; as `dice`, but NaN where the reference is empty."""
-    prediction, reference = check_masks(prediction, reference)
-    common = (prediction & reference).sum(axis, dtype=np.int64)
-    return _ratio(common, reference.sum(axis, dtype=np.int64))
+    common, _, marked = _counts(prediction, reference, axis)
+    return _ratio(common, marked)
 
 
 def precision(
     prediction: np.ndarray, reference: np.ndarray, axis: int | tuple[int, ...] | None = None
 ) -> float | np.ndarray:
     """TP / (TP + FP), the positive predictive value; NaN where the prediction is empty."""
-    return sensitivity(reference, prediction, axis)
+    common, predicted, _ = _counts(prediction, reference, axis)
+    return _ratio(common, predicted)
 
 
 def check_masks(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +75,15 @@ def check_mask(mask: np.ndarray, name: str) -> np.ndarray:
     if mask.dtype != np.bool_ and not ((mask == 0) | (mask == 1)).all():
         raise InputError(f"{name}: a mask must hold only 0 and 1")
     return mask.astype(np.bool_)
+
+
+def _counts(
+    prediction: np.ndarray, reference: np.ndarray, axis: int | tuple[int, ...] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of both masks in common, of the prediction, and of the reference, int64 each."""
+    prediction, reference = check_masks(prediction, reference)
+    masks = (prediction & reference, prediction, reference)
+    return tuple(mask.sum(axis, dtype=np.int64) for mask in masks)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> float | np.ndarray:

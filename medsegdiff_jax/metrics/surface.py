@@ -50,19 +50,19 @@ class SurfaceDistances:
     @property
     def assd(self) -> float:
         """Average symmetric surface distance, NaN if either mask is empty."""
-        if not self.to_reference.size:
-            return float("nan")
-        return float(np.concatenate([self.to_reference, self.to_prediction]).mean())
+        distances = self._pooled()
+        return float(distances.mean()) if distances.size else float("nan")
 
     def nsd(self, tolerance: float) -> float:
         """Share of both surfaces within `tolerance` (units of the spacing) of the other, in [0, 1].
 
         NaN if either mask is empty.
         """
-        if not self.to_reference.size:
-            return float("nan")
-        distances = np.concatenate([self.to_reference, self.to_prediction])
-        return float((distances <= tolerance).mean())
+        within = self._pooled() <= tolerance
+        return float(within.mean()) if within.size else float("nan")
+
+    def _pooled(self) -> np.ndarray:
+        return np.concatenate([self.to_reference, self.to_prediction])
 
     def _largest_percentile(self, percentile: float) -> float:
         if not self.to_reference.size:

@@ -45,7 +45,6 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
         ("optim.learning_rate", -1.0, "-1.0 is not positive"),
         ("optim.schedule", "step", "'step' is not constant or cosine"),
         ("loss.condition_every", 0, "0 < 1"),
-        ("model.condition_prior", True, "needs diffusion.prediction='x0', not 'v'"),
         ("model.semantic", "fft", "'fft' is not one of"),
         ("model.widths", (), "there is no level"),
         ("model.condition_widths", (8, 0), "0 is less than 1"),
@@ -59,9 +58,15 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
 def test_other_values_that_cannot_work_name_their_field(field, value, words):
     config = base.get_config("default,tiny")
     config.update_from_flattened_dict({field: value})
-    if field == "model.condition_prior":
-        config.diffusion.prediction = "v"
     with pytest.raises(InputError, match=f"^config field {field}: {words}"):
+        trainer.check_config(config)
+
+
+def test_a_network_with_a_prior_predicts_x0():
+    config = base.get_config("default,tiny")
+    config.diffusion.prediction = "v"
+    words = "^config field model.condition_prior: needs diffusion.prediction='x0', not 'v'"
+    with pytest.raises(InputError, match=words):
         trainer.check_config(config)
 
 
