@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compilers are loaded, not their devices
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu does not ask Google Cloud where it is
@@ -29,8 +28,8 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks.programs import compiled, ensemble, messages, training_step
-from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import atomic, cli
+from benchmarks.provenance import versions, write
+from medsegdiff_jax import cli
 from medsegdiff_jax.types import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -136,16 +135,15 @@ def main(argv: list[str]) -> None:
         columns = "{:9.1f}  {:12.3f}  {:9.1f}".format(*numbers)
         print(f"{name:13}  {columns}  {messages(row['collectives'])}", flush=True)
     if _OUTPUT.value:
-        result = {
-            "hardware": hardware(),
-            "versions": versions() | compiler_versions(),
-            "config": config.to_dict(),
-            "topology": _TOPOLOGY.value,
-            "batch": _BATCH.value,
-            "precision": _PRECISION.value,
-            "programs": rows,
-        }
-        atomic.write_json(Path(_OUTPUT.value), result)
+        write(
+            _OUTPUT.value,
+            versions=versions() | compiler_versions(),
+            config=config.to_dict(),
+            topology=_TOPOLOGY.value,
+            batch=_BATCH.value,
+            precision=_PRECISION.value,
+            programs=rows,
+        )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import hardware, versions
+from benchmarks.provenance import write
 from medsegdiff_jax import (
-    atomic,
     checkpoint,
     cli,
     input_pipeline,
@@ -142,8 +141,7 @@ def main(argv: list[str]) -> None:
             print("".join(f"{value:.4g}".rjust(16) for value in row.values()))
     if _OUTPUT.value:
         how = {"examples": EXAMPLES, "checkpoints": described, "gate_std": gates}
-        whole = {"hardware": hardware(), "versions": versions(), **how, "models": results}
-        atomic.write_json(_OUTPUT.value, whole)
+        write(_OUTPUT.value, **how, models=results)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), results)
 

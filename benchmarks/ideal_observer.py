@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import hardware, versions
+from benchmarks.provenance import write
 from data.phantom import appearance, model
-from medsegdiff_jax import atomic, checkpoint, cli, denoiser, imaging, networks, plots, process
+from medsegdiff_jax import checkpoint, cli, denoiser, imaging, networks, plots, process
 from medsegdiff_jax.types import Array, InputError
 
 CASES, RATERS, OTHERS = 8, 16, 400
@@ -172,8 +172,7 @@ def main(argv: list[str]) -> None:
                   f"{row['ideal_ce']:6.4f}", flush=True)  # fmt: skip
     if _OUTPUT.value:
         how = {"cases": CASES, "raters": RATERS, "others": OTHERS, "checkpoints": described}
-        whole = {"hardware": hardware(), "versions": versions(), **how, "models": results}
-        atomic.write_json(_OUTPUT.value, whole)
+        write(_OUTPUT.value, **how, models=results)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), results)
 

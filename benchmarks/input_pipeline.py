@@ -7,14 +7,12 @@ Runs the pipeline alone: reading records, augmentation, class channels, batches 
 """
 
 import itertools
-import json
 import time
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks.provenance import hardware, versions
+from benchmarks.provenance import write
 from medsegdiff_jax import cli, input_pipeline
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -58,14 +56,8 @@ def main(argv: list[str]) -> None:
         rows.append(row)
         print(f"{count:3d}  {row['threads']:8.1f}  {row['processes']:9.1f}", flush=True)
     if _OUTPUT.value:
-        result = {
-            "hardware": hardware(),
-            "versions": versions(),
-            "dataset": dataset.name,
-            "image_shape": list(dataset.image_shape),
-            "examples_per_second": rows,
-        }
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+        facts = {"dataset": dataset.name, "image_shape": dataset.image_shape}
+        write(_OUTPUT.value, **facts, examples_per_second=rows)
 
 
 if __name__ == "__main__":

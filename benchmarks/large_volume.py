@@ -6,7 +6,6 @@
 The scan is noise; sample.py runs on it in a process of its own, whose peak resident memory is read.
 """
 
-import json
 import os
 import resource
 import subprocess
@@ -19,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import ROOT, hardware, versions
+from benchmarks.provenance import ROOT, write
 from medsegdiff_jax import cli
 from medsegdiff_jax.checkpoint import load_model
 
@@ -60,15 +59,8 @@ def main(argv: list[str]) -> None:
         f"({voxels * 4 / 2**30:.2f} GiB is the scan in float32), {seconds:.0f} s"
     )
     if _OUTPUT.value:
-        result = {
-            "hardware": hardware(),
-            "versions": versions(),
-            "shape": shape,
-            "classes": list(task.classes),
-            "peak_GiB": round(peak, 3),
-            "seconds": round(seconds, 1),
-        }
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+        facts = {"peak_GiB": round(peak, 3), "seconds": round(seconds, 1)}
+        write(_OUTPUT.value, shape=shape, classes=task.classes, **facts)
 
 
 if __name__ == "__main__":

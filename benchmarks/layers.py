@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import atomic, cli
+from benchmarks.provenance import versions, write
+from medsegdiff_jax import cli
 from medsegdiff_jax.networks import layers
 from medsegdiff_jax.partitioning import compiler_options, training_mesh
 
@@ -110,10 +110,8 @@ def main(argv: list[str]) -> None:
             cells = ", ".join(f"{name} {value:.2f}" for name, value in rows[-1]["ms"].items())
             print(f"{kind} {shape} ms: {cells}", flush=True)
     if _OUTPUT.value:
-        result = {"hardware": hardware(), "versions": versions(), "layers": rows}
-        if torch:
-            result["versions"]["torch"] = torch.__version__
-        atomic.write_json(_OUTPUT.value, result)
+        with_torch = versions() | ({"torch": torch.__version__} if torch else {})
+        write(_OUTPUT.value, versions=with_torch, layers=rows)
 
 
 if __name__ == "__main__":

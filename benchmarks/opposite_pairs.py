@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import atomic, cli, fusion, metrics, scored_files
+from benchmarks.provenance import write
+from medsegdiff_jax import cli, fusion, metrics, scored_files
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task, class_mask
@@ -85,8 +85,7 @@ def main(argv: list[str]) -> None:
     if _OUTPUT.value:
         run = json.loads((Path(_PREDICTIONS.value) / "run.json").read_text())
         how = {"checkpoint": run["checkpoint"], "sampling": run["sampling"]}
-        whole = {"hardware": hardware(), "versions": versions(), **how, "scores": rows}
-        atomic.write_json(_OUTPUT.value, whole)
+        write(_OUTPUT.value, **how, scores=rows)
 
 
 if __name__ == "__main__":

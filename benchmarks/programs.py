@@ -54,7 +54,7 @@ def state_init(
     side = config.data.image_size
     model = networks.build(config.model, binary_task(channels), side)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
-    return lambda key: train_state.init(model, optimizer, (side, side, channels), 1, key)
+    return lambda key: train_state.init(model, optimizer, (side, side, channels), key)
 
 
 def training_step(

@@ -1,12 +1,15 @@
-"""Where and with what a figure was measured."""
+"""Where and with what a figure was measured, written beside it."""
 
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from medsegdiff_jax import atomic
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -34,3 +37,8 @@ def versions() -> dict[str, str]:
         "commit": commit,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def write(path: str | os.PathLike, **measured: Any) -> None:
+    """Writes what was measured, hardware and versions first, as JSON."""
+    atomic.write_json(path, {"hardware": hardware(), "versions": versions(), **measured})

@@ -269,6 +269,10 @@ def main(argv: list[str]) -> None:
     if left:
         print(f"{left} rows are left; the same command goes on")
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    left_out = sorted({row["model"] for row in rows} - plan["models"].keys())
+    if left_out:
+        print(f"{folder}: rows that are not in the plan are left out: {', '.join(left_out)}")
+    rows = [row for row in rows if row["model"] in plan["models"]]
     text = table(rows, list(plan["models"]))
     print(text)
     if _DOCUMENT.value:

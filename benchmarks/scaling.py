@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from benchmarks.programs import messages, training_step
-from benchmarks.provenance import ROOT, hardware, versions
+from benchmarks.provenance import ROOT, write
 from configs import folder
 from medsegdiff_jax import cli
 from medsegdiff_jax.types import InputError
@@ -118,15 +118,13 @@ def main(argv: list[str]) -> None:
             f"{row['exchange_ms']:11.2f}  {row['efficiency']:10.3f}"
         )
     if _OUTPUT.value:
-        result = {
-            "hardware": hardware(),
-            "versions": versions(),
-            "flags": re.sub(r"--output=\S+", "", " ".join(sys.argv[1:])).strip(),
-            "measured": rows,
-            "estimated": estimates,
-            "assumed_utilisation": UTILISATION,
-        }
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+        write(
+            _OUTPUT.value,
+            flags=re.sub(r"--output=\S+", "", " ".join(sys.argv[1:])).strip(),
+            measured=rows,
+            estimated=estimates,
+            assumed_utilisation=UTILISATION,
+        )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import hardware, versions
-from medsegdiff_jax import atomic, cli, imaging, metrics, picture_output, plots
+from benchmarks.provenance import write
+from medsegdiff_jax import cli, imaging, metrics, picture_output, plots
 from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.segmenter import Segmenter
@@ -103,9 +103,8 @@ def main(argv: list[str]) -> None:
                   f"[{dice['low']:.4f}, {dice['high']:.4f}]  {row['seconds_per_case']:10.2f}  "
                   f"{needed!s:9}  {row.get('cases_not_stable', '')}", flush=True)  # fmt: skip
     if _OUTPUT.value:
-        result = {"hardware": hardware(), "versions": versions()}
-        result |= {"checkpoint": segmenter.description, "cases": len(images), "rows": rows}
-        atomic.write_json(_OUTPUT.value, result)
+        how = {"checkpoint": segmenter.description, "cases": len(images)}
+        write(_OUTPUT.value, **how, rows=rows)
     if _FIGURE.value:
         draw(Path(_FIGURE.value), rows)
 

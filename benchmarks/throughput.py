@@ -14,7 +14,6 @@ other, condition and network together at every step.
 
 import functools
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.programs import binary_task, compiled, ensemble, state_init, training_step
-from benchmarks.provenance import hardware, versions
+from benchmarks.provenance import write
 from medsegdiff_jax import cli, denoiser, networks, process, samplers, schedules
 from medsegdiff_jax.partitioning import compiler_options, on_batch, replicated, state_shardings
 from medsegdiff_jax.types import InputError
@@ -213,19 +212,17 @@ def main(argv: list[str]) -> None:
             f"{cells[2]:7.3f}  {cells[3]:5.3f}  {row.get('program_GiB', float('nan')):11.3f}"
         )
     memory = jax.local_devices()[0].memory_stats() or {}
-    result = {
-        "hardware": hardware(),
-        "versions": versions(),
-        "config": _CONFIG.value.to_dict(),
-        "batch": _BATCH.value,
-        "precision": _PRECISION.value,
-        "devices": jax.device_count(),
-        "peak_GiB": round(memory.get("peak_bytes_in_use", 0) / 2**30, 3) or None,
-        "ratios": ratios,
-        "rows": rows,
-    }
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+        write(
+            _OUTPUT.value,
+            config=_CONFIG.value.to_dict(),
+            batch=_BATCH.value,
+            precision=_PRECISION.value,
+            devices=jax.device_count(),
+            peak_GiB=round(memory.get("peak_bytes_in_use", 0) / 2**30, 3) or None,
+            ratios=ratios,
+            rows=rows,
+        )
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def make(config: Any, batch: int, channels: int) -> dict[str, Callable[[], Any]]
     task = Task(("lesion",), (1,), True, channels)
     exact = dict(fields.to_dict(), dtype="float32")
     model = networks.build(exact, task, size)
-    params = train_state.init_params(model, (size, size, channels), 1, jax.random.key(0))
+    params = train_state.init_params(model, (size, size, channels), jax.random.key(0))
     rng = np.random.default_rng(0)  # initial values would hide whatever starts at zero
     params = jax.tree.map(
         lambda x: np.asarray(x) + 0.05 * rng.standard_normal(x.shape, np.float32), params

@@ -10,6 +10,7 @@ from typing import Any
 from medsegdiff_jax.types import InputError, Task
 
 SPLITS = ("train", "validation", "test")
+TEST_FRACTION = 0.2  # of labelled cases without an official test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,31 +82,10 @@ def names(items: Iterable[object], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + rest
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files of a folder by name without suffix, sorted; hidden files and other suffixes left out.
-
-    Raises:
-      InputError: no such folder, or two files with one stem.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((s for s in suffixes if path.name.lower().endswith(s)), None)
-        if path.name.startswith(".") or suffix is None:
-            continue
-        stem = path.name[: -len(suffix)]
-        if stem in found:
-            raise InputError(f"{folder}: {found[stem].name} and {path.name} share a stem")
-        found[stem] = path
-    return found
-
-
 def share(groups: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
     """(kept, taken): `fraction` of the names, by a hash of the name alone.
 
-    At least one is taken and one kept if there are two and the fraction is above 0. To split by
-    patient, give patients, not images.
+    At least one is taken and one kept if there are two and the fraction is above 0.
     """
     groups = list(groups)
     count = round(len(groups) * fraction)
@@ -116,43 +96,26 @@ def share(groups: Iterable[str], fraction: float) -> tuple[list[str], list[str]]
     return [g for g in groups if g not in taken], [g for g in groups if g in taken]
 
 
-def without_validation(
-    cases: Iterable[Case], fraction: float, patient: Mapping[str, str] | None = None
-) -> dict[str, tuple[Case, ...]]:
-    """Splits training cases into {"train", "validation"} by a hash of the patient.
+def share_cases(
+    cases: Iterable[Case], fraction: float
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """`share` of cases, by their ids."""
+    cases = tuple(cases)
+    taken = set(share((case.id for case in cases), fraction)[1])
+    kept = tuple(case for case in cases if case.id not in taken)
+    return kept, tuple(case for case in cases if case.id in taken)
+
+
+def held_out_splits(cases: Iterable[Case], fraction: float) -> dict[str, tuple[Case, ...]]:
+    """Splits of labelled cases without an official test set: a fifth is for testing.
 
     Args:
-      cases: of the official training set.
-      fraction: share of the patients for validation.
-      patient: case id -> patient; without it every case is a patient of its own.
-    """
-    cases = list(cases)
-    owner = {case.id: patient[case.id] if patient else case.id for case in cases}
-    _, taken = share(dict.fromkeys(owner.values()), fraction)
-    chosen = set(taken)
-    return {
-        "train": tuple(case for case in cases if owner[case.id] not in chosen),
-        "validation": tuple(case for case in cases if owner[case.id] in chosen),
-    }
-
-
-def held_out_splits(
-    cases: Iterable[Case], fraction: float, test_fraction: float = 0.2
-) -> dict[str, tuple[Case, ...]]:
-    """Splits labelled cases, a patient each, that come without an official test set.
-
-    Args:
-      cases: all of them.
+      cases: all of them, a patient each.
       fraction: share of the rest for validation.
-      test_fraction: share for testing, by a hash of the id.
     """
-    cases = list(cases)
-    _, taken = share((case.id for case in cases), test_fraction)
-    chosen = set(taken)
-    return {
-        **without_validation((case for case in cases if case.id not in chosen), fraction),
-        "test": tuple(case for case in cases if case.id in chosen),
-    }
+    rest, test = share_cases(cases, TEST_FRACTION)
+    train, validation = share_cases(rest, fraction)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def read_json(path: Path) -> Any:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from data.catalogue import Case, files_by_stem, names, without_validation
+from data.catalogue import Case, names, share_cases
+from medsegdiff_jax.imaging import files_by_stem
 from medsegdiff_jax.types import InputError
 
 ARCHIVE_DEBRIS = "__MACOSX"  # copies of all names, made by the archiver of macOS
@@ -84,10 +85,8 @@ def official_splits(
       InputError: a case is in two splits.
     """
     if validation is None:
-        splits = without_validation(train, fraction)
-    else:
-        splits = {"train": train, "validation": validation}
-    splits["test"] = test or ()
+        train, validation = share_cases(train, fraction)
+    splits = {"train": train, "validation": validation, "test": test or ()}
     _check_disjoint(splits)
     return splits
 

@@ -193,8 +193,7 @@ def _load(params: Path, metadata: dict[str, Any], description: str) -> LoadedMod
     model = networks.build(config.model, task, config.data.image_size)
     image_shape = (config.data.image_size, config.data.image_size, task.image_channels)
     shapes = jax.eval_shape(
-        lambda key: train_state.init_params(model, image_shape, task.mask_channels, key),
-        jax.random.key(0),
+        lambda key: train_state.init_params(model, image_shape, key), jax.random.key(0)
     )
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(

@@ -58,6 +58,8 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
     """
     if method == "probable":
         return functools.partial(fusion.decide, task=task)
+    # The search looks only at pixels that some threshold could still mark, and returns the moves
+    # that it made, not a mask: they are made again on one plane of a volume at a time.
     first = int(task.one_hot)
     common, marked, volume = np.zeros((3, len(task.classes)))
     for plane in planes():
@@ -66,28 +68,30 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
         common += np.sum(p, axis=pixels, dtype=np.float64, where=chosen)
         marked += np.sum(chosen, axis=pixels)
         volume += np.sum(p, axis=pixels, dtype=np.float64)
-    promised, size = _promise(common, marked, volume)
+    expected, denominator = _expected_dice(common, marked, volume)
 
-    def searched(plane: np.ndarray) -> np.ndarray:
+    def undecided(plane: np.ndarray) -> np.ndarray:
         """Pixels that are marked or worth at least half of any threshold so far."""
-        high = plane[..., first:] > promised / 4
+        high = plane[..., first:] > expected / 4
         chosen = fusion.decide(plane, task)[..., first:] > 0
         return plane[(high | chosen).any(-1)]
 
-    near = np.concatenate([searched(plane) for plane in planes()])
-    mask = fusion.decide(near, task)
+    candidates = np.concatenate([undecided(plane) for plane in planes()])
+    mask = fusion.decide(candidates, task)
     moves: list[_Move] = []
     while True:
-        for move in _moves(near, mask, promised, size, task):
-            moved = _apply(move, near, mask, task)
+        for move in _moves(candidates, mask, expected, denominator, task):
+            moved = _apply(move, candidates, mask, task)
             chosen = moved[..., first:]
-            inside = np.sum(near[:, first:], axis=0, dtype=np.float64, where=chosen.astype(bool))
-            then, size_then = _promise(inside, chosen.sum(0), volume)
-            if _is_better(then, promised):
+            inside = np.sum(
+                candidates[:, first:], axis=0, dtype=np.float64, where=chosen.astype(bool)
+            )
+            then, denominator_then = _expected_dice(inside, chosen.sum(0), volume)
+            if _is_better(then, expected):
                 break
         else:
             return functools.partial(_decide, moves=tuple(moves), task=task)
-        mask, promised, size = moved, then, size_then
+        mask, expected, denominator = moved, then, denominator_then
         if move.margin == 0:
             moves.clear()  # it moves every pixel to its best place, wherever it was
         moves.append(move)
@@ -96,8 +100,8 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
 class _Move(NamedTuple):
     """Pixels go where they are worth most if they gain more than `margin` (0: all go)."""
 
-    promised: np.ndarray
-    size: np.ndarray
+    expected: np.ndarray
+    denominator: np.ndarray
     margin: float
 
 
@@ -109,7 +113,7 @@ def _decide(probability: np.ndarray, *, moves: tuple[_Move, ...], task: Task) ->
     return mask
 
 
-def _promise(
+def _expected_dice(
     common: np.ndarray, marked: np.ndarray, volume: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums [K] over pixels, of p in the mask, of the mask, and of p -> D_k and its denominator.
@@ -117,8 +121,8 @@ def _promise(
     D_k of an empty mask is infinite.
     """
     empty = marked == 0
-    size = np.where(empty, 1.0, marked + volume)
-    return np.where(empty, np.inf, 2 * common / size), size
+    denominator = np.where(empty, 1.0, marked + volume)
+    return np.where(empty, np.inf, 2 * common / denominator), denominator
 
 
 def _is_better(then: np.ndarray, now: np.ndarray) -> bool:
@@ -129,33 +133,37 @@ def _is_better(then: np.ndarray, now: np.ndarray) -> bool:
 
 
 def _moves(
-    probability: np.ndarray, mask: np.ndarray, promised: np.ndarray, size: np.ndarray, task: Task
+    probability: np.ndarray,
+    mask: np.ndarray,
+    expected: np.ndarray,
+    denominator: np.ndarray,
+    task: Task,
 ) -> Iterator[_Move]:
     """Of all pixels, and of fewer and fewer of those that gain most."""
-    yield _Move(promised, size, 0.0)
+    yield _Move(expected, denominator, 0.0)
     if not task.one_hot:
         return  # it has raised D, or D is the maximum
-    _, gain = _best(probability, mask, promised, size)
+    _, gain = _best(probability, mask, expected, denominator)
     gain = np.sort(gain[gain > 0])[::-1]
     count = len(gain) // 2
     while count:
-        yield _Move(promised, size, float(gain[count]))
+        yield _Move(expected, denominator, float(gain[count]))
         count //= 2
 
 
 def _apply(move: _Move, probability: np.ndarray, mask: np.ndarray, task: Task) -> np.ndarray:
     if not task.one_hot:
-        return (2 * probability > move.promised).astype(np.uint8)
-    best, gain = _best(probability, mask, move.promised, move.size)
+        return (2 * probability > move.expected).astype(np.uint8)
+    best, gain = _best(probability, mask, move.expected, move.denominator)
     moved = (best[..., None] == np.arange(mask.shape[-1])).astype(np.uint8)
     return moved if move.margin == 0 else np.where((gain > move.margin)[..., None], moved, mask)
 
 
 def _best(
-    probability: np.ndarray, mask: np.ndarray, promised: np.ndarray, size: np.ndarray
+    probability: np.ndarray, mask: np.ndarray, expected: np.ndarray, denominator: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where each pixel is worth most, background first, and by how much more than where it is."""
-    worth = (2 * probability[..., 1:] - promised) / size
+    worth = (2 * probability[..., 1:] - expected) / denominator
     worth = np.concatenate([np.zeros_like(worth[..., :1]), worth], axis=-1)
     here = np.take_along_axis(worth, mask.argmax(-1)[..., None], axis=-1)[..., 0]
     return worth.argmax(-1), worth.max(-1) - here

@@ -31,14 +31,15 @@ from medsegdiff_jax.types import (
 )
 
 MembersFn = Callable[[Params, Array, Array, Array, Array], Drawn]
-"""(params, image [B, H, W, C], case [B] uint32, seed uint32, numbers of the members to draw, [n, B]
-int32) -> n members of B cases, and the condition model's own answer."""
+"""(params, image [B, H, W, C], case [B] uint32, seed uint32, indices of the members to draw, [n, B]
+int32) -> n members of B cases, and the probability of the condition model."""
 
 SegmentFn = Callable[[Params, Array, Array, Array, Array], Drawn]
-"""The same for the members first .. first + n - 1 of each case; [B] first is the fifth argument."""
+"""The same for n consecutive members of each case, so that it can go on where it stopped; the fifth
+argument is the index of the first of them, [B] int32."""
 
 PathFn = Callable[[Params, Array, Array, Array, Array], Array]
-"""(params, image [B, H, W, C], case [B] uint32, seed uint32, number of a member of each case [B]
+"""(params, image [B, H, W, C], case [B] uint32, seed uint32, index of a member of each case [B]
 int32) -> how it comes about [B, steps, H, W, 2 K]: the noisy mask as the network sees it, of unit
 variance, and the probability that it makes of it."""
 
@@ -71,7 +72,7 @@ def make_members_fn(
     Args:
       model: network with `encode` and, if `generative`, `denoise`.
       process: what the model was trained with.
-      steps: denoising steps; 0 returns the condition model's own segmentation (of each view).
+      steps: denoising steps; 0 returns the condition model's segmentation (of each view).
       sampler: one of `samplers.SAMPLERS`.
       member_chunk: members evaluated at once (vmapped); bounds the memory.
       mirror: give members four views, see above; for a model that was trained with mirror images.
@@ -83,26 +84,30 @@ def make_members_fn(
     check_settings(model, num_timesteps, steps=steps, sampler=sampler, member_chunk=member_chunk)
     trajectory = schedules.trajectory(num_timesteps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
-    count = views(mirror)
+    num_views = views(mirror)
 
-    def draw(params: Params, image: Array, case: Array, seed: Array, members: Array) -> Drawn:
+    def draw(params: Params, image: Array, case: Array, seed: Array, indices: Array) -> Drawn:
         """See `MembersFn`."""
         condition_of = _encode_views(model, params, image, mirror)
-        every = jnp.arange(count)[:, None].repeat(len(image), axis=1)
-        alone = model.encode_segments
-        own = _own_answers(process, condition_of, every).mean(axis=0) if alone else None
+        condition_probability = None
+        if model.encode_segments:
+            all_views = jnp.arange(num_views)[:, None].repeat(len(image), axis=1)
+            of_views = _condition_probabilities(process, condition_of, all_views)
+            condition_probability = of_views.mean(axis=0)
         if trajectory is None:
-            return Drawn(_own_answers(process, condition_of, members % count), own)
+            members = _condition_probabilities(process, condition_of, indices % num_views)
+            return Drawn(members, condition_probability)
         shape = (*image.shape[:-1], model.mask_channels)
 
-        def member(numbers: Array) -> Array:  # [B]
-            view = numbers // 2 % count
+        def member(index: Array) -> Array:  # [B]
+            view = index // 2 % num_views
             denoise = bind(model, process, params, condition_of(view))
-            x_noise, keys = _start(seed, case, numbers, shape)
+            x_noise, keys = _start(seed, case, index, shape)
             x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)
             return mirrored(process.x0_to_mask(x_0), view)
 
-        return Drawn(jax.lax.map(member, members, batch_size=min(member_chunk, len(members))), own)
+        members = jax.lax.map(member, indices, batch_size=min(member_chunk, len(indices)))
+        return Drawn(members, condition_probability)
 
     return draw
 
@@ -122,11 +127,11 @@ def make_path_fn(model: nn.Module, process: Process, *, steps: int, sampler: str
     trajectory = schedules.trajectory(process.schedule.num_steps, steps)
     solver = samplers.SAMPLERS[sampler]
 
-    def trace(params: Params, image: Array, case: Array, seed: Array, number: Array) -> Array:
+    def trace(params: Params, image: Array, case: Array, seed: Array, index: Array) -> Array:
         """See `PathFn`."""
         condition = model.apply({"params": params}, image, method="encode")
         denoise = bind(model, process, params, condition)
-        x_noise, keys = _start(seed, case, number, (*image.shape[:-1], model.mask_channels))
+        x_noise, keys = _start(seed, case, index, (*image.shape[:-1], model.mask_channels))
         _, (x_t, x_0) = samplers.sample_path(
             denoise, process.schedule, trajectory, x_noise, keys, solver
         )
@@ -158,20 +163,20 @@ def _encode_views(
     return condition_of
 
 
-def _own_answers(
+def _condition_probabilities(
     process: Process, condition_of: Callable[[Array], Condition], view: Array
 ) -> Array:
-    """The condition model's own segmentation [n, B, H, W, K] of the cases in the views [n, B]."""
-    answers = jax.vmap(lambda v: process.logits_to_mask(condition_of(v).logits))(view)
-    return jax.vmap(mirrored)(answers, view)
+    """What the condition model alone says of the cases in the views [n, B]: [n, B, H, W, K]."""
+    found = jax.vmap(lambda v: process.logits_to_mask(condition_of(v).logits))(view)
+    return jax.vmap(mirrored)(found, view)
 
 
-def _start(seed: Array, case: Array, numbers: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """What members with these numbers [B] start from: noise of this shape, and their keys [B]."""
+def _start(seed: Array, case: Array, index: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """What members with these indices [B] start from: noise of this shape, and their keys [B]."""
     root = jax.random.key(seed)
     case_keys = jax.vmap(lambda number: jax.random.fold_in(root, number))(case)
-    pair_keys, keys = (jax.vmap(jax.random.fold_in)(case_keys, n) for n in (numbers // 2, numbers))
-    sign = 1.0 - 2.0 * (numbers % 2)[:, None, None, None]
+    pair_keys, keys = (jax.vmap(jax.random.fold_in)(case_keys, i) for i in (index // 2, index))
+    sign = 1.0 - 2.0 * (index % 2)[:, None, None, None]
     return sign * samplers.gaussian_like(pair_keys, jnp.zeros(shape)), keys
 
 
@@ -249,8 +254,8 @@ def compile_segment_fn(draw: MembersFn, mesh: Mesh, members: int) -> SegmentFn:
     drawn = -(-members // mesh.shape["model"]) * mesh.shape["model"]
 
     def all_members(params: Params, image: Array, case: Array, seed: Array, first: Array) -> Drawn:
-        numbers = first + jnp.arange(drawn)[:, None]
-        found = per_device(params, image, case, seed, numbers)
+        indices = first + jnp.arange(drawn)[:, None]
+        found = per_device(params, image, case, seed, indices)
         return found.replace(members=found.members[:members])
 
     return jax.jit(

@@ -28,7 +28,7 @@ class Ensemble:
       rule: when to stop; None for `most` members.
       most: members at most.
       members: [n, S, S, K] drawn so far.
-      own: [S, S, K] the condition model's own answer, if it has one.
+      condition_probability: [S, S, K] of the condition model alone, if it segments.
       seconds: its share of the time that its calls took.
       path: how the first sample came about, if that was asked for.
       complete: whether no more members are wanted.
@@ -40,7 +40,7 @@ class Ensemble:
     rule: Stability | None
     most: int
     members: np.ndarray | None = None
-    own: np.ndarray | None = None
+    condition_probability: np.ndarray | None = None
     seconds: float = 0.0
     path: np.ndarray | None = None
     complete: bool = False

@@ -67,10 +67,11 @@ class Validation:
                     params, inputs["image"], inputs["case"], self._seed, inputs["first"]
                 )
             drawn = jax.device_get(drawn)  # all fusion and scoring below is numpy
-            fused = fusion.fuse(drawn.members, task, self._settings.fusion, drawn.own)
+            condition = drawn.condition_probability
+            fused = fusion.fuse(drawn.members, task, self._settings.fusion, condition)
             answers = {"": fused}
             if self._scores_condition:
-                answers["condition_"] = drawn.own
+                answers["condition_"] = condition
             for prefix, probability in answers.items():
                 decided = fusion.decide(probability, task).astype(bool)
                 for index in np.flatnonzero(batch["valid"]):

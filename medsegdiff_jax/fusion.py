@@ -158,37 +158,40 @@ def check_method(method: str, segments: bool) -> None:
         )
 
 
-def fuse(members: np.ndarray, task: Task, method: str, own: np.ndarray | None = None) -> np.ndarray:
-    """Ensemble -> one probability per case, pixel and channel.
+def fuse(
+    members: np.ndarray, task: Task, method: str, condition_probability: np.ndarray | None = None
+) -> np.ndarray:
+    """Ensembles -> one probability per case, pixel and channel.
 
     Args:
-      members: [n, B, H, W, K] probabilities in [0, 1].
+      members: [n, ..., H, W, K] probabilities in [0, 1], of one case or of many.
       task: decides how members are binarised; one-hot tasks stay normalised over K.
-      method: "mean" of the probabilities, "blend" (half of that and half of `own`), "vote" (mean of
-        the members' decisions), or "staple" of the decisions, run on each case and channel alone
-        (one-hot channels: one against the rest, then renormalised over K; a pixel that every class
-        rejects falls back to the vote).
-      own: [B, H, W, K] the condition model's own probability; only "blend" looks at it.
+      method: "mean" of the probabilities, "blend" (half of that and half of what the condition
+        model says), "vote" (mean of the members' decisions), or "staple" of the decisions, run on
+        each case and channel alone (one-hot channels: one against the rest, then renormalised over
+        K; a pixel that every class rejects falls back to the vote).
+      condition_probability: [..., H, W, K] of the condition model; only "blend" looks at it.
 
     Returns:
-      [B, H, W, K] float32 in [0, 1].
+      [..., H, W, K] float32 in [0, 1].
 
     Raises:
-      InputError: unknown method, or a blend without `own`.
+      InputError: unknown method, or a blend without `condition_probability`.
     """
-    check_method(method, own is not None)
+    check_method(method, condition_probability is not None)
     members = np.asarray(members)
     if method == "mean":
         return mean(members).astype(np.float32)
     if method == "blend":
-        return (0.5 * mean(members) + 0.5 * np.asarray(own, np.float64)).astype(np.float32)
+        return ((mean(members) + np.asarray(condition_probability)) / 2).astype(np.float32)
     decisions = decide(members, task)
     fused = vote(decisions)
     if method == "staple":
         counted = fused
         fused = np.empty_like(counted)
-        for b, k in np.ndindex(counted.shape[0], counted.shape[-1]):
-            fused[b, ..., k] = staple(decisions[:, b, ..., k]).probability
+        for *case, channel in np.ndindex(*counted.shape[:-3], counted.shape[-1]):
+            plane = (*case, ..., channel)
+            fused[plane] = staple(decisions[:, *plane]).probability
         if task.one_hot:
             total = fused.sum(-1, keepdims=True)
             fused = np.where(total > _TINY, fused / np.maximum(total, _TINY), counted)
@@ -225,12 +228,12 @@ def uncertainty(members: np.ndarray, task: Task) -> np.ndarray:
     """Predictive entropy of the ensemble.
 
     Args:
-      members: [n, B, H, W, K] probabilities in [0, 1]; sum to 1 over K if task.one_hot.
+      members: [n, ..., K] probabilities in [0, 1]; sum to 1 over K if task.one_hot.
       task: one-hot: entropy over the K classes divided by log2 K. Otherwise the binary entropy of
         each channel in bits, the largest over the channels.
 
     Returns:
-      [B, H, W] float32 in [0, 1]; 0 = all members certain and agreed.
+      [...] float32 in [0, 1]; 0 = all members certain and agreed.
     """
     p = mean(np.asarray(members))
     if task.one_hot:

@@ -154,6 +154,26 @@ def read_labels(path: str | os.PathLike) -> np.ndarray:
     return pixels.astype(np.int32)
 
 
+def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files of a folder by name without suffix, sorted; hidden files and other suffixes left out.
+
+    Raises:
+      InputError: no such folder, or two files with one stem.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((s for s in suffixes if path.name.lower().endswith(s)), None)
+        if path.name.startswith(".") or suffix is None:
+            continue
+        stem = path.name[: -len(suffix)]
+        if stem in found:
+            raise InputError(f"{folder}: {found[stem].name} and {path.name} share a stem")
+        found[stem] = path
+    return found
+
+
 def read_names(path: str | os.PathLike) -> list[str]:
     """Reads a list of case names, one per line; blank lines and a byte order mark do not count.
 
@@ -337,17 +357,10 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         Image.fromarray(array).save(file, format="PNG")
 
 
-def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray], seconds: float = 0.25) -> None:
-    """Writes uint8 [H, W, 3] frames as an endless GIF, all or nothing; the last stays for longer.
-
-    Args:
-      path: file to write.
-      frames: at least one.
-      seconds: each of them is shown.
-    """
+def write_gif(path: str | os.PathLike, frames: Sequence[np.ndarray]) -> None:
+    """Writes uint8 [H, W, 3] frames as an endless GIF, all or nothing; the last stays longer."""
     pictures = [Image.fromarray(frame) for frame in frames]
-    durations = [round(1000 * seconds)] * len(pictures)
-    durations[-1] = 2000
+    durations = [250] * (len(pictures) - 1) + [2000]  # milliseconds
     with replacing(path) as temporary, temporary.open("wb") as file:
         pictures[0].save(
             file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0

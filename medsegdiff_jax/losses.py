@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from medsegdiff_jax.process import Process
-from medsegdiff_jax.types import Array, Condition, InputError
+from medsegdiff_jax.types import Array, Condition, check_at_least
 
 _SMOOTH = 1.0  # pixels; keeps Dice defined on empty masks
 
@@ -80,12 +80,8 @@ class Objective:
 
     def __post_init__(self):
         """Raises InputError for constants that make no sense."""
-        if self.condition_every < 1:
-            raise InputError(f"config field loss.condition_every: {self.condition_every} < 1")
-        if self.condition_ce_weight < 0:
-            raise InputError(
-                f"config field loss.condition_ce_weight: {self.condition_ce_weight} < 0"
-            )
+        check_at_least("config field loss.condition_every", self.condition_every)
+        check_at_least("config field loss.condition_ce_weight", self.condition_ce_weight, 0)
 
     def __call__(
         self,

@@ -11,11 +11,11 @@ import numpy as np
 from medsegdiff_jax import display, fusion, imaging
 from medsegdiff_jax.result_files import (
     CaseFiles,
-    case_files,
     choose,
     class_channels,
     files_of,
     growth_of,
+    named,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter
 from medsegdiff_jax.settings import Settings
@@ -98,13 +98,11 @@ def _case(result: CaseResult, growth: float, task: Task, save: Sequence[str]) ->
         frames = display.animation(shown, result.path, task)
         writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
     answers = (result.mask, result.probability, result.uncertainty)
-    return case_files(
+    return CaseFiles(
         case_id=result.case_id,
         seconds=result.seconds,
         members=result.fused_members,
         growth=growth,
         pictures=display.case_pictures(result.case_id, shown, *answers, task),
-        writers=writers,
-        task=task,
-        suffix=SUFFIX,
+        writers=named(result.case_id, writers, task, SUFFIX),
     )

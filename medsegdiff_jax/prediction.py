@@ -31,10 +31,7 @@ LARGEST_GROWTH = 2.0  # of masks by the decision; trained models stay near 1
 LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more than these
 
 _SAME_RUN = ("version", "checkpoint_sha256", "temperature", "sampling", "task")
-# Sizes of batches and chunks move the last digits only.
-_RESULT_DEPENDS_ON = (
-    *("members", "steps", "sampler", "fusion", "seed", "tolerance", "decision", "mirror"),
-)
+_MOVE_LAST_DIGITS_ONLY = ("member_chunk", "batch_size")
 # The number of members and the decision do not change what the probabilities mean.
 _TEMPERATURE_DEPENDS_ON = ("steps", "sampler", "fusion", "mirror")
 
@@ -268,7 +265,7 @@ def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
         "checkpoint": segmenter.description,
         "checkpoint_sha256": digest.hexdigest(),
         "temperature": segmenter.temperature,
-        "sampling": {field: getattr(settings, field) for field in _RESULT_DEPENDS_ON},
+        "sampling": {k: v for k, v in vars(settings).items() if k not in _MOVE_LAST_DIGITS_ONLY},
         "task": segmenter.task.to_json(),
         "config": segmenter.config.to_dict(),
         "cases": {},

@@ -51,23 +51,14 @@ class CaseFiles:
         return files
 
 
-def case_files(
-    *,
-    case_id: str,
-    seconds: float,
-    members: float,
-    growth: float,
-    pictures: display.CasePictures,
-    writers: Mapping[str, Sequence[Callable[[Path], None]]],
-    task: Task,
-    suffix: str,
-) -> CaseFiles:
-    """Pairs the writers of each kind with their file names."""
-    paired = {}
-    for what, parts in writers.items():
-        names = file_names(case_id, what, task, len(parts), suffix)
-        paired[what] = dict(zip(names, parts, strict=True))
-    return CaseFiles(case_id, seconds, members, growth, pictures, paired)
+def named(
+    case: str, writers: Mapping[str, Sequence[Callable[[Path], None]]], task: Task, suffix: str
+) -> dict[str, dict[str, Callable[[Path], None]]]:
+    """One of SAVE -> what writes its files, as `CaseFiles.writers` by their names."""
+    return {
+        what: dict(zip(file_names(case, what, task, len(parts), suffix), parts, strict=True))
+        for what, parts in writers.items()
+    }
 
 
 def growth_of(marked: int, probable: int) -> float:

@@ -52,7 +52,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsegdiff_jax.process import coefficients, posterior
+from medsegdiff_jax.process import coefficients, from_x0, posterior
 from medsegdiff_jax.schedules import Schedule
 from medsegdiff_jax.types import Array, DenoiseFn, Prediction
 
@@ -184,8 +184,8 @@ def sample_path(
         prediction = denoise(x_t, t)
         expected = prediction
         if sampler.second_order:
-            change = weight * (prediction.x0 - previous_x0)
-            expected = _shifted(schedule, prediction, change, t)
+            middle_x0 = prediction.x0 + weight * (prediction.x0 - previous_x0)
+            expected = from_x0(schedule, middle_x0, x_t, t)
         x_s = sampler.step(schedule, expected, x_t, t, s, noise)
         return (x_s, prediction.x0), (x_t, prediction.x0)
 
@@ -194,9 +194,3 @@ def sample_path(
     scanned = (path[:-1], path[1:], midpoint_weights(schedule, path))
     (x_0, _), along = jax.lax.scan(step, start, scanned)
     return x_0, along
-
-
-def _shifted(schedule: Schedule, prediction: Prediction, change: Array, t: Array) -> Prediction:
-    """x0 + change, and the eps that keeps x_t = alpha_t x0 + sigma_t eps."""
-    alpha_t, sigma_t = coefficients(schedule, t, change)
-    return Prediction(prediction.x0 + change, prediction.eps - (alpha_t / sigma_t) * change)

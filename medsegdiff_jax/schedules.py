@@ -32,7 +32,7 @@ i = 0..N; they always begin at T, where x_T really is noise, and end at 0.
 import flax.struct
 import numpy as np
 
-from medsegdiff_jax.types import Array, InputError
+from medsegdiff_jax.types import Array, InputError, check_at_least
 
 _MAX_BETA = 0.999
 _COSINE_OFFSET = 0.008
@@ -67,7 +67,7 @@ def linear(num_timesteps: int, *, zero_terminal_snr: bool = False) -> Schedule:
     Raises:
       InputError: T < 1.
     """
-    _check_num_timesteps(num_timesteps)
+    check_at_least("config field diffusion.num_timesteps", num_timesteps)
     scale = 1000.0 / num_timesteps
     beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
     return _from_beta(beta, zero_terminal_snr)
@@ -83,7 +83,7 @@ def cosine(num_timesteps: int, *, zero_terminal_snr: bool = False) -> Schedule:
     Raises:
       InputError: T < 1.
     """
-    _check_num_timesteps(num_timesteps)
+    check_at_least("config field diffusion.num_timesteps", num_timesteps)
     t = np.arange(num_timesteps + 1) / num_timesteps
     f = np.cos((t + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * np.pi / 2) ** 2
     return _from_beta(1 - f[1:] / f[:-1], zero_terminal_snr)
@@ -122,11 +122,6 @@ def trajectory(num_timesteps: int, num_steps: int) -> np.ndarray:
     remaining = np.arange(num_steps, -1, -1, dtype=np.int64)
     # Integer rounding; T / N >= 1 keeps the neighbours apart.
     return ((num_timesteps * remaining + num_steps // 2) // num_steps).astype(np.int32)
-
-
-def _check_num_timesteps(num_timesteps: int) -> None:
-    if num_timesteps < 1:
-        raise InputError(f"config field diffusion.num_timesteps: {num_timesteps} is less than 1")
 
 
 def _from_beta(beta: np.ndarray, zero_terminal_snr: bool) -> Schedule:

@@ -21,6 +21,7 @@ def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
+    suffixes = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
     folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
     single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
     if not folders:
@@ -35,26 +36,16 @@ def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
             )
         merged: dict[str, Path] = {}
         for folder in reversed(folders):
-            merged |= _masks_in(folder, task)
+            merged |= imaging.files_by_stem(folder, suffixes)
         raters = {"reference": merged}
     else:
-        raters = {folder.name.removeprefix("masks_"): _masks_in(folder, task) for folder in folders}
+        raters = {
+            folder.name.removeprefix("masks_"): imaging.files_by_stem(folder, suffixes)
+            for folder in folders
+        }
     if not any(raters.values()):
         raise InputError(f"{root}: holds no mask")
     return raters
-
-
-def _masks_in(folder: Path, task: Task) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        wanted = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
-        if path.name.startswith(".") or not path.name.lower().endswith(wanted):
-            continue
-        stem = volumes.stem(path) if task.modalities else path.stem
-        if stem in found:
-            raise InputError(f"{folder}: {found[stem].name} and {path.name} share a stem")
-        found[stem] = path
-    return found
 
 
 def read_labels(

@@ -250,7 +250,8 @@ class Segmenter:
                 found, paths = jax.device_get((drawn, traced))
                 for index, one in enumerate(group):
                     one.add(found.members[:, index])
-                    one.own = None if found.own is None else found.own[index]
+                    if found.condition_probability is not None:
+                        one.condition_probability = found.condition_probability[index]
                     one.path = None if paths is None else paths[index]
                 began, ended = ended, time.perf_counter()
                 for one in group:
@@ -263,8 +264,8 @@ class Segmenter:
     def _result(self, ensemble: Ensemble, settings: Settings) -> CaseResult:
         """Network-sized samples -> the fused answer in the image's own size."""
         shape = ensemble.image.shape[:2]
-        own = None if ensemble.own is None else ensemble.own[None]
-        fused = fusion.fuse(ensemble.members[:, None], self.task, settings.fusion, own)[0]
+        condition = ensemble.condition_probability
+        fused = fusion.fuse(ensemble.members, self.task, settings.fusion, condition)
         doubt = fusion.uncertainty(ensemble.members, self.task)
         probability = imaging.resize_probability(fused, shape)
         how = "probable" if self.task.modalities else settings.decision

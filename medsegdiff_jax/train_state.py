@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medsegdiff_jax.types import Array, InputError, Params
+from medsegdiff_jax.types import Array, InputError, Params, check_at_least
 
 
 @flax.struct.dataclass
@@ -70,8 +70,7 @@ def build_optimizer(optim: Any, num_steps: int) -> optax.GradientTransformation:
         if not optim[field] > 0:
             raise InputError(f"config field optim.{field}: {optim[field]} is not positive")
     warmup = optim.warmup_steps
-    if warmup < 0:
-        raise InputError(f"config field optim.warmup_steps: {warmup} is negative")
+    check_at_least("config field optim.warmup_steps", warmup, 0)
     if optim.schedule == "constant" and not warmup:
         rate = optax.constant_schedule(optim.learning_rate)  # the next one would stay at 0
     elif optim.schedule == "constant":
@@ -95,12 +94,10 @@ def _decayed(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def init_params(
-    model: nn.Module, image_shape: tuple[int, int, int], mask_channels: int, key: Array
-) -> Params:
+def init_params(model: nn.Module, image_shape: tuple[int, int, int], key: Array) -> Params:
     """Fresh parameters; arguments as in `init`."""
     image = jnp.zeros((1, *image_shape))
-    x_t = jnp.zeros((1, *image_shape[:2], mask_channels))
+    x_t = jnp.zeros((1, *image_shape[:2], model.mask_channels))
     return model.init(key, image, x_t, jnp.ones((1,), jnp.int32))["params"]
 
 
@@ -108,7 +105,6 @@ def init(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
-    mask_channels: int,
     key: Array,
 ) -> TrainState:
     """A fresh state; jit it, or `jax.eval_shape` it for the shapes alone.
@@ -117,10 +113,9 @@ def init(
       model: from `networks.build`.
       optimizer: from `build_optimizer`.
       image_shape: (H, W, C).
-      mask_channels: K.
       key: typed key.
     """
-    params = init_params(model, image_shape, mask_channels, key)
+    params = init_params(model, image_shape, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

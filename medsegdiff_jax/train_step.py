@@ -59,9 +59,8 @@ def make_train_step(
         params, parts = gathered(state.params), config.accumulate_steps
         gradients, terms = accumulated(jax.grad(loss_fn, has_aux=True), params, batch, parts)
         gradients = scattered(gradients)
-        norm = jnp.broadcast_to(optax.tree.norm(gradients), terms["total"].shape)
         state = state.apply_gradients(optimizer, gradients, config.ema_decay)
-        return state, {**terms, "grad_norm": norm}
+        return state, {**terms, "grad_norm": optax.tree.norm(gradients)}
 
     return train_step
 

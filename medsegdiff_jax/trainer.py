@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from clu import metrics as clu_metrics
 from clu import parameter_overview
+from clu.metrics import Average
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
@@ -68,18 +68,14 @@ class LossWindow:
 
     def __init__(self):
         """Starts empty."""
-        self._kind: type[clu_metrics.Collection] | None = None
-        self._sums: clu_metrics.Collection | None = None
+        self._means: dict[str, Average] = {}
         self._unchecked: list[tuple[int, dict[str, Array]]] = []
 
     def add(self, step: int, terms: dict[str, Array]) -> None:
-        """Adds the terms [B] of one step, without waiting for the device."""
-        if self._kind is None:
-            self._kind = clu_metrics.Collection.create(
-                **{name: clu_metrics.Average.from_output(name) for name in terms}
-            )
-        sums = self._kind.single_from_model_output(**terms)
-        self._sums = sums if self._sums is None else self._sums.merge(sums)
+        """Adds the terms [B] and the gradient norm of one step, without waiting for the device."""
+        for name, values in terms.items():
+            mean = Average.from_model_output(values)
+            self._means[name] = self._means[name].merge(mean) if name in self._means else mean
         watched = {"loss": terms["total"], "gradient": terms["grad_norm"]}
         self._unchecked.append((step, watched))
 
@@ -101,11 +97,10 @@ class LossWindow:
     def empty(self) -> dict[str, float]:
         """Means since the last call; raises what `check` does."""
         self.check()
-        means = {} if self._sums is None else self._sums.compute()
-        self._sums = None
+        means, self._means = self._means, {}
         return {
-            name if name == "grad_norm" else f"loss/{name}": float(value)
-            for name, value in means.items()
+            name if name == "grad_norm" else f"loss/{name}": float(mean.compute())
+            for name, mean in means.items()
         }
 
 
@@ -333,8 +328,7 @@ def initial_state(
     """The latest checkpoint's state, or a fresh one, placed on the mesh."""
 
     def init(key: Array) -> TrainState:
-        channels = dataset.task.mask_channels
-        return train_state.init(model, optimizer, dataset.image_shape, channels, key)
+        return train_state.init(model, optimizer, dataset.image_shape, key)
 
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key)

@@ -24,7 +24,7 @@ class InputError(ValueError):
     """
 
 
-def check_at_least(name: str, value: int, least: int = 1) -> None:
+def check_at_least(name: str, value: float, least: int = 1) -> None:
     """Raises InputError, with the name of what the value is, if it is less than `least`."""
     if value < least:
         raise InputError(f"{name}: {value} is less than {least}")
@@ -132,12 +132,12 @@ class Drawn:
 
     Attributes:
       members: [n, B, H, W, K] probabilities of each sample.
-      own: [B, H, W, K] probability of the condition model alone, the mean over the views of the
-        image; None where the network has no segmentation without denoising.
+      condition_probability: [B, H, W, K] of the condition model alone, the mean over the views of
+        the image; None where the network has no segmentation without denoising.
     """
 
     members: Array
-    own: Array | None
+    condition_probability: Array | None
 
 
 @flax.struct.dataclass

@@ -20,11 +20,11 @@ import numpy as np
 from medsegdiff_jax import decision, display, imaging, volumes
 from medsegdiff_jax.result_files import (
     CaseFiles,
-    case_files,
     choose,
     class_channels,
     files_of,
     growth_of,
+    named,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter
 from medsegdiff_jax.settings import Settings
@@ -152,14 +152,18 @@ def segment(
 
 
 class _How(NamedTuple):
-    """How a volume is decided, and what scales the probabilities that are written, if anything."""
+    """How a volume is decided, and what scales the probabilities that are written, if anything.
+
+    Masks are decided before the temperature. With one, the unscaled probability is a stack of its
+    own (8 bits, not written); without, that of the written probability serves.
+    """
 
     decision: str
     scaled: Callable[[np.ndarray], np.ndarray] | None
 
     @property
-    def decides(self) -> str:
-        """What the decision is made by; in 8 bits of its own beside a temperature."""
+    def decision_stack(self) -> str:
+        """The name of the stack that the decision looks at."""
         return "unscaled" if self.scaled else "probability"
 
 
@@ -193,7 +197,7 @@ class _Volume:
         self._put("mask", 0, result.mask)
         kept = {"probability": self._shown(result)} if "probability" in self._save else {}
         if self._how.decision != "probable":
-            kept[self._how.decides] = result.probability
+            kept[self._how.decision_stack] = result.probability
         for what, values in kept.items():
             for index, (_, channel) in enumerate(class_channels(self._task)):
                 self._put(what, index, display.to_byte(values[..., channel]))
@@ -232,7 +236,7 @@ class _Volume:
 
     def _probable(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Where a slice may hold something, [H, W] bool, and the probabilities there, [n, K]."""
-        kept = [stack[index] for stack in self._results[self._how.decides]]
+        kept = [stack[index] for stack in self._results[self._how.decision_stack]]
         inside = np.logical_or.reduce([plane > 0 for plane in kept])
         probability = np.stack([plane[inside] for plane in kept], axis=-1) / np.float32(255)
         if self._task.one_hot:
@@ -264,7 +268,7 @@ class _Volume:
             writers["animation"] = [functools.partial(imaging.write_gif, frames=frames)]
         shape = self._displayed(best.mask.shape)
         shown = imaging.mask_to_labels(decide(best.probability), self._task)
-        return case_files(
+        return CaseFiles(
             case_id=self._name,
             seconds=self._seconds,
             members=round(self._members / len(self.slices), 2),
@@ -277,9 +281,7 @@ class _Volume:
                 imaging.resize_probability(best.uncertainty[..., None], shape)[..., 0],
                 self._task,
             ),
-            writers=writers,
-            task=self._task,
-            suffix=SUFFIX,
+            writers=named(self._name, writers, self._task, SUFFIX),
         )
 
     def _displayed(self, shape: tuple[int, int]) -> tuple[int, int]:

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from data.builder import SegmentationBuilder
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, held_out_splits
+from data.catalogue import Case, Catalogue, MaskFile, held_out_splits
 from data.layout import find_folder
+from medsegdiff_jax.imaging import files_by_stem
 from medsegdiff_jax.types import InputError, Modality, Task
 from medsegdiff_jax.volumes import SUFFIXES
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, names, read_json
+from data.catalogue import Case, Catalogue, MaskFile, names, read_json
 from data.folder.lists import LISTS, assign, read_lists
 from data.pairing import paired
 from data.survey import CLASS_FILE
+from medsegdiff_jax.imaging import files_by_stem
 from medsegdiff_jax.types import InputError, Modality, Task
 from medsegdiff_jax.volumes import SUFFIXES, is_volume, stem
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data.catalogue import Case, Catalogue, MaskFile, files_by_stem, names, read_json
+from data.catalogue import Case, Catalogue, MaskFile, names, read_json
 from data.folder.lists import LISTS, assign, read_lists
 from data.survey import CLASS_FILE
-from medsegdiff_jax.imaging import IMAGE_SUFFIXES
+from medsegdiff_jax.imaging import IMAGE_SUFFIXES, files_by_stem
 from medsegdiff_jax.types import InputError, Task
 
 

@@ -143,13 +143,8 @@ def apply_policy(score: CaseScore, policy: str = "strict") -> dict[str, float]:
     return {metric: getattr(score, metric) for metric in METRICS}
 
 
-def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
-    """Mean, sd and 95 % bootstrap interval over cases; NaN values are left out and counted.
-
-    Args:
-      values: [N] one per case.
-      seed: of the bootstrap; the same values and seed give the same interval.
-    """
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, sd and 95 % bootstrap interval of values [N]; NaN ones are left out and counted."""
     values = np.asarray(values, np.float64)
     valid = values[~np.isnan(values)]
     n = len(valid)
@@ -164,7 +159,7 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
         vectorized=True,
         confidence_level=0.95,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Summary(
         mean=float(valid.mean()),
@@ -176,15 +171,12 @@ def summarize(values: Sequence[float], *, seed: int = 0) -> Summary:
     )
 
 
-def table(
-    scores: Iterable[CaseScore], policy: str = "strict", *, seed: int = 0
-) -> dict[str, dict[str, Summary]]:
+def table(scores: Iterable[CaseScore], policy: str = "strict") -> dict[str, dict[str, Summary]]:
     """Summary per class and metric.
 
     Args:
       scores: any number of cases and classes, in any order.
       policy: "strict" or "ignore".
-      seed: of the bootstrap.
 
     Returns:
       {class name: {one of METRICS: Summary}}, classes in order of appearance; with several
@@ -208,7 +200,7 @@ def table(
             metric: [_valid_mean(group, metric) for group in by_case.values()] for metric in METRICS
         }
     return {
-        name: {metric: summarize(values, seed=seed) for metric, values in row.items()}
+        name: {metric: summarize(values) for metric, values in row.items()}
         for name, row in rows.items()
     }
 

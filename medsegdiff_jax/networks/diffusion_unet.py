@@ -30,10 +30,10 @@ class DiffusionUNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array) -> Array:
         """x: [B, H, W, widths[0]], t: scalar or [B] in 1..T -> [B, H, W, K] float32."""
-        shape = (self.widths, self.blocks, self.dtype, self.remat)
+        options = (self.widths, self.blocks, self.dtype, self.remat)
         embedding = layers.TimeEmbedding(4 * self.widths[0], name="time_embedding")(t)
-        features = Encoder(*shape, name="encoder")(x, embedding)
+        features = Encoder(*options, name="encoder")(x, embedding)
         features[-1] = MapAttention(self.dtype, name="attention")(features[-1])
-        last = Decoder(*shape, name="decoder")(features, embedding).astype(jnp.float32)
+        last = Decoder(*options, name="decoder")(features, embedding).astype(jnp.float32)
         zeros = nn.initializers.zeros
         return layers.conv(self.mask_channels, jnp.float32, kernel_init=zeros, name="head")(last)

@@ -7,7 +7,6 @@ slow and leave checkerboards.
 """
 
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -124,9 +123,9 @@ class ResBlock(nn.Module):
         return x + h
 
 
-def block_type(remat: bool) -> Callable[..., ResBlock]:
-    """ResBlock, or ResBlock that recomputes its activations in the backward pass to save memory."""
-    return nn.remat(ResBlock) if remat else ResBlock
+def rematted(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """The block, or one that recomputes its activations in the backward pass to save memory."""
+    return nn.remat(block) if remat else block
 
 
 def dtype_of(name: str) -> jnp.dtype:

@@ -89,7 +89,7 @@ class MedSegDiffV2(Generative):
 
     def setup(self):
         """Declares both halves; `encode` and `denoise` use disjoint parameters."""
-        shape = (self.widths, self.blocks, self.dtype, self.remat)
+        options = (self.widths, self.blocks, self.dtype, self.remat)
         self.condition_model = UNet(
             self.mask_channels, self.condition_widths, self.condition_blocks, self.dtype, self.remat
         )
@@ -97,12 +97,12 @@ class MedSegDiffV2(Generative):
             self.gate = SpatialGate(self.anchor == "u_sa", self.anchor_kernel)
         self.time_embedding = layers.TimeEmbedding(4 * self.widths[0])
         self.stem = layers.conv(self.widths[0], self.dtype)
-        self.encoder = Encoder(*shape)
+        self.encoder = Encoder(*options)
         if self.evidence:
             self.evidence_maps = Evidence(self.widths, self.dtype)
         if self.semantic != "none":
-            filter_shape = (self.filter_features, self.filter_blocks, self.dtype)
-            nbp = functools.partial(NBPFilter, *filter_shape)
+            filter_options = (self.filter_features, self.filter_blocks, self.dtype)
+            nbp = functools.partial(NBPFilter, *filter_options)
             self.ss_former = SSFormer(
                 features=self.semantic_features,
                 blocks=self.semantic_blocks,
@@ -110,7 +110,7 @@ class MedSegDiffV2(Generative):
                 spectrum_filter=nbp if self.semantic == "nbp" else None,
                 dtype=self.dtype,
             )
-        self.decoder = Decoder(*shape)
+        self.decoder = Decoder(*options)
         self.head = layers.conv(self.mask_channels, jnp.float32, kernel_init=nn.initializers.zeros)
 
     def encode(self, image: Array) -> Condition:

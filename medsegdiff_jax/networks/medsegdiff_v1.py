@@ -98,7 +98,7 @@ class ImageLevel(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: [B, h, w, C] -> [B, h / stride, w / stride, width]."""
         x = layers.conv(self.width, self.dtype, stride=self.stride, name="enter")(x)
-        block = layers.block_type(self.remat)
+        block = layers.rematted(layers.ResBlock, self.remat)
         for index in range(self.blocks):
             x = block(self.width, self.dtype, name=f"block_{index}")(x)
         return x
@@ -126,7 +126,7 @@ class MedSegDiffV1(Generative):
 
     def setup(self):
         """Declares the image's levels, which `encode` and `denoise` share out, and the rest."""
-        shape = (self.widths, self.blocks, self.dtype, self.remat)
+        options = (self.widths, self.blocks, self.dtype, self.remat)
         self.image_levels = [
             ImageLevel(width, 2 if level else 1, self.blocks, self.dtype, self.remat)
             for level, width in enumerate(self.widths)
@@ -135,8 +135,8 @@ class MedSegDiffV1(Generative):
         self.fusions = [AttentiveFusion(self.dtype) for _ in range(middle)]
         self.time_embedding = layers.TimeEmbedding(4 * self.widths[0])
         self.stem = layers.conv(self.widths[0], self.dtype)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        self.encoder = Encoder(*options)
+        self.decoder = Decoder(*options)
         self.head = layers.conv(self.mask_channels, jnp.float32, kernel_init=nn.initializers.zeros)
 
     def encode(self, image: Array) -> Condition:

@@ -82,7 +82,7 @@ class ImageEncoder(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """image: [B, H, W, C] -> [B, H, W, features]."""
-        block = nn.remat(RRDB) if self.remat else RRDB
+        block = layers.rematted(RRDB, self.remat)
         first = layers.conv(self.features, self.dtype, name="stem")(image.astype(self.dtype))
         x = first
         for index in range(self.blocks):

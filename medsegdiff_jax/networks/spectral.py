@@ -170,8 +170,8 @@ class SpectralModule(nn.Module):
         def norm(tokens: Array) -> Array:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(tokens)
 
-        shape = (self.features, self.spectrum_filter, self.dtype)
-        attention = SpectralAttention(*shape, name="attention")
+        options = (self.features, self.spectrum_filter, self.dtype)
+        attention = SpectralAttention(*options, name="attention")
         attended = attention(norm(query), norm(key_value), embedding)
         stream = stream + nn.Dense(self.features, dtype=self.dtype, name="output")(attended)
         hidden = nn.Dense(2 * self.features, dtype=self.dtype, name="mlp_in")(norm(stream))
@@ -211,9 +211,9 @@ class SSFormer(nn.Module):
             return patches(features).reshape(batch, rows * columns, self.features)
 
         e, c = tokens(e, "patchify_e"), tokens(c, "patchify_c")
-        shape = (self.features, self.spectrum_filter, self.dtype)
+        options = (self.features, self.spectrum_filter, self.dtype)
         for index in range(self.blocks):
-            c = SpectralModule(*shape, name=f"block_{index}_read_c")(c, e, c, embedding)
-            c = SpectralModule(*shape, name=f"block_{index}_read_e")(c, c, e, embedding)
+            c = SpectralModule(*options, name=f"block_{index}_read_c")(c, e, c, embedding)
+            c = SpectralModule(*options, name=f"block_{index}_read_e")(c, c, e, embedding)
         c = nn.Dense(self.patch**2 * channels, dtype=self.dtype, name="unpatchify")(c)
         return layers.patches_to_map(c, rows, columns, self.patch)

@@ -15,6 +15,8 @@ Levels: 0 is convolutions at full resolution; 1 the embedding of 2 x 2 pixels; e
 merging of 2 x 2 tokens to one.
 """
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +40,9 @@ def to_windows(x: Array, window: int) -> Array:
 
 def from_windows(tokens: Array, height: int, width: int) -> Array:
     """Inverse of `to_windows`: [B, windows, window^2, C] -> [B, height, width, C]."""
-    batch, _, area, channels = tokens.shape
-    window = int(round(area**0.5))
-    rows, columns = height // window, width // window
-    x = tokens.reshape(batch, rows, columns, window, window, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+    window = math.isqrt(tokens.shape[2])
+    patches = tokens.reshape(*tokens.shape[:2], -1)
+    return layers.patches_to_map(patches, height // window, width // window, window)
 
 
 def attention_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
@@ -107,7 +107,7 @@ class SwinBlock(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
         padded = x.shape[1:3]
         tokens = to_windows(jnp.roll(x, (-shift, -shift), axis=(1, 2)), window)
-        block = transformer.block_type(self.remat)
+        block = layers.rematted(transformer.TransformerBlock, self.remat)
         tokens = block(heads, self.dtype, name="block")(tokens, bias)
         x = jnp.roll(from_windows(tokens, *padded), (shift, shift), axis=(1, 2))
         return x[:, :height, :width]
@@ -169,12 +169,12 @@ class SwinUNETR(Discriminative):
             if level > 1:
                 for index in range(2 * self.condition_blocks):
                     name = f"level_{level - 1}_block_{index}"
-                    shape = (self.window, index % 2 == 1, self.dtype, self.remat)
-                    x = SwinBlock(*shape, name=name)(x)
+                    options = (self.window, index % 2 == 1, self.dtype, self.remat)
+                    x = SwinBlock(*options, name=name)(x)
                 x = PatchMerging(widths[level], self.dtype, name=f"merge_{level}")(x)
             norm = nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=self.dtype)
             features.append(norm(x))
-        block = layers.block_type(self.remat)
+        block = layers.rematted(layers.ResBlock, self.remat)
         for level in range(deepest - 1):
             refine = block(widths[level], self.dtype, name=f"refine_{level}")
             features[level] = refine(features[level])

@@ -66,11 +66,6 @@ class TransformerBlock(nn.Module):
         return tokens + nn.Dense(width, dtype=self.dtype, name="mlp_out")(nn.gelu(hidden))
 
 
-def block_type(remat: bool) -> type[TransformerBlock]:
-    """TransformerBlock, or one that recomputes its activations in the backward pass."""
-    return nn.remat(TransformerBlock) if remat else TransformerBlock
-
-
 class VisionTransformer(nn.Module):
     """Patches of a feature map through plain ViT blocks, and back to a map of the same shape.
 
@@ -100,7 +95,7 @@ class VisionTransformer(nn.Module):
         shape = (1, rows * columns, self.features)
         positions = self.param("positions", nn.initializers.normal(0.02), shape)
         tokens = tokens + positions.astype(self.dtype)
-        block = block_type(self.remat)
+        block = layers.rematted(TransformerBlock, self.remat)
         heads = count_heads(self.features, HEAD_FEATURES)
         for index in range(self.blocks):
             tokens = block(heads, self.dtype, name=f"block_{index}")(tokens)

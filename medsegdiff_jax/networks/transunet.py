@@ -35,9 +35,9 @@ class TransUNet(Discriminative):
 
     def setup(self):
         """Declares the parts in the order of the data."""
-        shape = (self.condition_widths, self.condition_blocks, self.dtype, self.remat)
+        options = (self.condition_widths, self.condition_blocks, self.dtype, self.remat)
         self.stem = layers.conv(self.condition_widths[0], self.dtype)
-        self.encoder = Encoder(*shape)
+        self.encoder = Encoder(*options)
         self.transformer = VisionTransformer(
             self.semantic_features,
             self.semantic_blocks,
@@ -45,7 +45,7 @@ class TransUNet(Discriminative):
             self.dtype,
             self.remat,
         )
-        self.decoder = Decoder(*shape)
+        self.decoder = Decoder(*options)
         self.head = layers.conv(self.mask_channels, jnp.float32, kernel=1)
 
     def encode(self, image: Array) -> Condition:

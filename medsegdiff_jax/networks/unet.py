@@ -42,7 +42,7 @@ class Encoder(nn.Module):
           embedding: [1 or B, E] of the diffusion step, if there is one.
           entering: what is added where each level begins, of that level's shape; () for nothing.
         """
-        block = layers.block_type(self.remat)
+        block = layers.rematted(layers.ResBlock, self.remat)
         features = []
         for level, width in enumerate(self.widths):
             if level:
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, features: list[Array], embedding: Array | None = None) -> Array:
         """features: the encoder's list, deepest last -> [B, H, W, widths[0]], after activation."""
-        block = layers.block_type(self.remat)
+        block = layers.rematted(layers.ResBlock, self.remat)
         x = features[-1]
         x = block(self.widths[-1], self.dtype, name="middle")(x, embedding)
         for level in reversed(range(len(self.widths) - 1)):
@@ -101,10 +101,10 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array, Array]:
         """image: [B, H, W, C] -> last decoder feature, deepest feature, logits [B, H, W, K]."""
-        shape = (self.widths, self.blocks, self.dtype, self.remat)
+        options = (self.widths, self.blocks, self.dtype, self.remat)
         x = layers.conv(self.widths[0], self.dtype, name="stem")(image.astype(self.dtype))
-        features = Encoder(*shape, name="encoder")(x)
-        last = Decoder(*shape, name="decoder")(features)
+        features = Encoder(*options, name="encoder")(x)
+        last = Decoder(*options, name="decoder")(features)
         logits = layers.conv(self.mask_channels, jnp.float32, kernel=1, name="head")(last)
         return last, features[-1], logits
 

@@ -17,7 +17,7 @@ def shapes(**changes):
     model.update(changes)
     network = networks.build(model, Task(("lesion",), (1,), True, 3), 16)
     return jax.eval_shape(
-        lambda key: train_state.init_params(network, (16, 16, 3), 1, key), jax.random.key(0)
+        lambda key: train_state.init_params(network, (16, 16, 3), key), jax.random.key(0)
     )
 
 

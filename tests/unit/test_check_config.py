@@ -44,7 +44,7 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
         ("data.augment.probability", 2.0, r"2.0 is not in \[0, 1\]"),
         ("optim.learning_rate", -1.0, "-1.0 is not positive"),
         ("optim.schedule", "step", "'step' is not constant or cosine"),
-        ("loss.condition_every", 0, "0 < 1"),
+        ("loss.condition_every", 0, "0 is less than 1"),
         ("model.semantic", "fft", "'fft' is not one of"),
         ("model.widths", (), "there is no level"),
         ("model.condition_widths", (8, 0), "0 is less than 1"),

@@ -109,7 +109,7 @@ def test_a_sample_depends_on_its_own_image_and_on_no_other(name):
     others = (case, np.uint32(0), jnp.array([0, 2, 4], jnp.int32))
     drawn = segment(params, image, *others)
     first = np.asarray(drawn.members)
-    assert (drawn.own is not None) is model.encode_segments
+    assert (drawn.condition_probability is not None) is model.encode_segments
     changed = np.asarray(segment(params, image.at[0].multiply(-1), *others).members)
     assert np.abs(changed[:, 0] - first[:, 0]).max() > 1e-3
     np.testing.assert_allclose(changed[:, 1:], first[:, 1:], atol=1e-5)

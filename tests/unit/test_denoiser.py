@@ -71,7 +71,7 @@ def test_members_come_in_pairs_that_start_from_opposite_noise(model, image, samp
     network, diffusion, params = model
     trace = jax.jit(denoiser.make_path_fn(network, diffusion, steps=1, sampler=sampler))
     arguments = (params, image[:2], jnp.array([5, 5], jnp.uint32), np.uint32(0))
-    paths = [trace(*arguments, jnp.array(numbers)) for numbers in ([0, 2], [1, 3])]
+    paths = [trace(*arguments, jnp.array(indices)) for indices in ([0, 2], [1, 3])]
     start = np.stack(paths)[:, :, 0, ..., 0]
     np.testing.assert_allclose(start[0], -start[1], atol=1e-6)
     assert np.abs(start[0, 0] - start[0, 1]).max() > 1  # another pair, other noise
@@ -82,9 +82,9 @@ def test_each_case_may_continue_its_own_ensemble(model, image):
     network, diffusion, params = model
     whole = segment(model, image[:2], [5, 6], members=5, chunk=5)
     fn = denoiser.make_members_fn(network, diffusion, steps=3, sampler="ddpm", member_chunk=2)
-    numbers = jnp.array([[1, 3], [2, 4]])
+    indices = jnp.array([[1, 3], [2, 4]])
     case = jnp.array([5, 6], jnp.uint32)
-    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
+    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), indices).members)
     np.testing.assert_allclose(part[:, 0], whole[1:3, 0], atol=1e-4)
     np.testing.assert_allclose(part[:, 1], whole[3:5, 1], atol=1e-4)
 
@@ -107,9 +107,9 @@ VIEWS = (lambda x: x, lambda x: x[:, :, ::-1], lambda x: x[:, ::-1], lambda x: x
 def test_pairs_of_members_look_at_the_image_in_turn_from_four_sides(model, image):
     found = segment(model, image, [1, 2, 3], members=10, steps=2, mirror=True)
     for pair, view in enumerate((*VIEWS, VIEWS[0])):
-        numbers = slice(2 * pair, 2 * pair + 2)
-        seen = segment(model, view(image), [1, 2, 3], members=10, steps=2)[numbers]
-        for member, turned in zip(found[numbers], seen, strict=True):
+        indices = slice(2 * pair, 2 * pair + 2)
+        seen = segment(model, view(image), [1, 2, 3], members=10, steps=2)[indices]
+        for member, turned in zip(found[indices], seen, strict=True):
             np.testing.assert_allclose(member, view(turned), atol=1e-4)
     assert np.abs(found - segment(model, image, [1, 2, 3], members=10, steps=2)).max() > 1e-2
 
@@ -128,12 +128,12 @@ def test_the_condition_models_own_answer_is_the_mean_over_its_views(model, image
     network, diffusion, params = model
     settings = {"steps": steps, "sampler": "ddim", "member_chunk": 2, "mirror": mirror}
     fn = jax.jit(denoiser.make_members_fn(network, diffusion, **settings))
-    numbers = jnp.zeros((1, 3), jnp.int32)
-    own = fn(params, image, jnp.arange(3, dtype=jnp.uint32), np.uint32(0), numbers).own
+    indices = jnp.zeros((1, 3), jnp.int32)
+    drawn = fn(params, image, jnp.arange(3, dtype=jnp.uint32), np.uint32(0), indices)
     views = VIEWS if mirror else VIEWS[:1]
     logits = [network.apply({"params": params}, v(image), method="encode").logits for v in views]
     answers = [view(jax.nn.sigmoid(one)) for view, one in zip(views, logits, strict=True)]
-    np.testing.assert_allclose(own, np.mean(answers, axis=0), atol=1e-5)
+    np.testing.assert_allclose(drawn.condition_probability, np.mean(answers, axis=0), atol=1e-5)
 
 
 def test_cases_that_are_at_different_members_see_their_own_views(model, image):
@@ -142,8 +142,8 @@ def test_cases_that_are_at_different_members_see_their_own_views(model, image):
     settings = {"steps": 3, "sampler": "ddpm", "member_chunk": 2, "mirror": True}
     fn = denoiser.make_members_fn(network, diffusion, **settings)
     case = jnp.array([5, 6], jnp.uint32)
-    numbers = jnp.array([[1, 4], [2, 5]])
-    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), numbers).members)
+    indices = jnp.array([[1, 4], [2, 5]])
+    part = np.asarray(jax.jit(fn)(params, image[:2], case, np.uint32(0), indices).members)
     np.testing.assert_allclose(part[:, 0], whole[1:3, 0], atol=1e-4)
     np.testing.assert_allclose(part[:, 1], whole[4:6, 1], atol=1e-4)
 

@@ -129,6 +129,22 @@ def test_a_row_of_other_commands_is_stale(tmp_path, monkeypatch):
     assert measured[3:] == ["V2"]
 
 
+def test_a_row_that_the_plan_has_no_more_is_left_out(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN | {"seeds": [0]}))
+    rows = tmp_path / "rows" / "plan"
+    rows.mkdir(parents=True)
+    (rows / "old_a_0.json").write_text(json.dumps({"model": "old", "dataset": "a", "seed": 0}))
+    shown = []
+    monkeypatch.setattr(quality, "measure", lambda run, work: {"model": run.model})
+    monkeypatch.setattr(quality, "table", lambda rows, models: shown.extend(rows) or "")
+    with flagsaver.flagsaver(
+        plan=str(tmp_path / "plan.json"), data=["a=/data/a"], rows=str(rows.parent)
+    ):
+        quality.main([])
+    assert {row["model"] for row in shown} == {"V2", "V2, 1 member", "eps"}
+    assert "left out: old" in capsys.readouterr().out
+
+
 NO_CONFIG = json.dumps(PLAN | {"models": {"V2": {"flags": []}}})
 LIKE_NONE = json.dumps(PLAN | {"models": {"eps": {"like": "V2"}, "V2": {"config": "default"}}})
 
