@@ -159,7 +159,8 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
     ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
     count = ensemble and run.split == "test"
     metrics = json.loads((score / "metrics.json").read_text())
-    metrics["run"]["predictions"] = predictions.name  # not where it lies on this machine
+    for folders in ("predictions", "references"):
+        del metrics["run"][folders]  # where they lie on this machine
     seconds = [case["seconds"] for case in done["cases"].values()]
     return {
         **{field: getattr(run, field) for field in ("model", "dataset", "seed")},

@@ -171,7 +171,7 @@ def _validation() -> ConfigDict:
     # The network is judged by what it finds probable in the image as it is.
     del validation.decision, validation.mirror
     validation.update(members=2, steps=5, member_chunk=2, batch_size=16)
-    validation.max_cases = 100  # evenly spread over the split
+    validation.max_cases = 100  # pictures or slices, spread over the split
     return validation
 
 

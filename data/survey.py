@@ -40,7 +40,8 @@ def survey(catalogue: Catalogue, facts: Sequence[Facts], notes: Sequence[str] = 
       notes: more lines for the report.
 
     Raises:
-      InputError: mixed depths, unknown labels, or labels that look like damage; names the file.
+      InputError: mixed depths, unknown labels, labels that look like damage, or masks of which
+        nothing is left at the size of the network; names the file or folder.
     """
     depths: dict[str, Path] = {}
     for case, fact in zip(catalogue.cases, facts, strict=True):
@@ -56,6 +57,7 @@ def survey(catalogue: Catalogue, facts: Sequence[Facts], notes: Sequence[str] = 
         _check_labels(found, task)
     if not task.image_channels:
         task = dataclasses.replace(task, image_channels=max(fact.channels for fact in facts))
+    notes = (*notes, *_lost(found))
     return Survey(task, np.dtype(facts[0].dtype), _report(found, task, notes))
 
 
@@ -80,6 +82,23 @@ class _Found:
     def values(self) -> set[int]:
         """All labels but the background."""
         return {value for _, labels in self.masks() for value in labels} - {0}
+
+
+def _lost(found: _Found) -> list[str]:
+    """A note if some masks are empty at the size of the network; an error if all are."""
+    marked = [fact for fact in found.facts if any(labels.keys() - {0} for labels in fact.labels)]
+    lost = sum(all(fact.empty) for fact in marked)
+    if marked and lost == len(marked):
+        raise InputError(
+            f"{found.catalogue.root}: of no mask is anything left at the size of the network; "
+            "a larger config field data.image_size keeps small objects"
+        )
+    if not lost:
+        return []
+    return [
+        f"of {lost} of {len(marked)} masks with labels nothing is left at the size of the network; "
+        "a larger data.image_size keeps small objects"
+    ]
 
 
 def _check_labels(found: _Found, task: Task) -> None:

@@ -247,6 +247,18 @@ def train_batches(
     return iter(iterable)
 
 
+def spread(total: int, count: int, task: Task) -> list[int]:
+    """Which `count` of `total` examples stand for all: one of each of as many equal parts.
+
+    Of pictures it is the first of its part, of slices any (the same at each call): with a fixed
+    stride they might all have the same place in their volumes.
+    """
+    bounds = np.arange(count + 1) * total // max(count, 1)
+    if task.modalities:
+        return np.random.default_rng(0).integers(bounds[:-1], bounds[1:]).tolist()
+    return bounds[:-1].tolist()
+
+
 def eval_batches(
     dataset: Dataset, split: str, *, batch_size: int, max_cases: int | None = None
 ) -> Iterator[dict[str, np.ndarray | list[str]]]:
@@ -273,7 +285,7 @@ def eval_batches(
         raise InputError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     source = dataset.sources[split]
     count = min(len(source), max_cases or len(source))
-    chosen = [i * len(source) // count for i in range(count)]
+    chosen = spread(len(source), count, dataset.task)
     for start in range(0, count, batch_size):
         cases = [
             _evaluation_example(source[i], dataset) for i in chosen[start : start + batch_size]

@@ -87,6 +87,7 @@ def predict(
     _warn_of_other_settings(segmenter, settings)
     run = describe(segmenter, settings)
     left = _begin(folder, run, cases, save)
+    made_of = {case: _made_of(paths, folder) for case, paths in left.items()}
     sheet: list[display.CasePictures] = []
     growth: list[float] = []
     listed = time.monotonic()
@@ -94,7 +95,7 @@ def predict(
         results = kind.segment(segmenter, left, settings, save)
         for result in progress(results, len(left), "segmenting"):
             run["cases"][result.case_id] = {
-                "inputs": _relative(cases[result.case_id], folder),
+                **made_of[result.case_id],
                 "files": result.write(folder),
                 "seconds": round(result.seconds, 4),
                 "members": result.members,
@@ -209,8 +210,8 @@ def finished(
 ) -> dict[str, Any]:
     """Entries of the cases that earlier calls with the same settings (_SAME_RUN) have finished.
 
-    A case counts if all that is to be saved of it is there, and newer than its images; one that is
-    not among `cases`, if its files are there.
+    A case counts if all that is to be saved of it is there, made of the same image files; one that
+    is not among `cases`, if its files are there.
 
     Args:
       folder: where the earlier call wrote.
@@ -237,20 +238,22 @@ def _results(entry: Mapping[str, Any], folder: Path) -> list[Path]:
 def _is_up_to_date(
     entry: Mapping[str, Any], folder: Path, paths: Sequence[Path], save: Sequence[str]
 ) -> bool:
-    if entry.get("inputs") != _relative(paths, folder):
-        return False
-    if not set(save) <= entry.get("files", {}).keys():
-        return False
-    results = _results(entry, folder)
-    if not all(path.is_file() for path in results):
-        return False
-    newest = max(path.stat().st_mtime_ns for path in paths)
-    return newest < min(path.stat().st_mtime_ns for path in results)
+    return (
+        _made_of(paths, folder).items() <= entry.items()
+        and set(save) <= entry.get("files", {}).keys()
+        and all(path.is_file() for path in _results(entry, folder))
+    )
 
 
-def _relative(paths: Sequence[Path], folder: Path) -> list[str]:
-    """Seen from `folder`, so that a tree that is moved as a whole keeps its links."""
-    return [os.path.relpath(path.resolve(), folder.resolve()) for path in paths]
+def _made_of(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """The image files of a case in its entry, seen from `folder` (a tree may be moved as a whole).
+
+    A file of another size or time is another one, be its date older or newer.
+    """
+    return {
+        "inputs": [os.path.relpath(path.resolve(), folder.resolve()) for path in paths],
+        "stamps": [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
+    }
 
 
 def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:

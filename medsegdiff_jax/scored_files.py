@@ -1,11 +1,14 @@
 """Reading what is scored: references of every rater, and what sample.py saved of a case."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from medsegdiff_jax import imaging, volumes
 from medsegdiff_jax.types import InputError, Task
+
+_log = logging.getLogger("medsegdiff_jax")
 
 
 def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
@@ -24,6 +27,8 @@ def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
     suffixes = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
     folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
     single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
+    if folders and (root / "masks").is_dir():
+        _log.warning("%s: masks/ is not read, since there is %s/", root, folders[0].name)
     if not folders:
         # A Decathlon folder may keep the labels of its test cases apart.
         folders = [root / name for name in single if (root / name).is_dir()] or [root]

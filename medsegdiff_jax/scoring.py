@@ -41,7 +41,9 @@ CONVENTIONS = {
     "diagonal, all else 0",
     "empty_ignore": "undefined values are left out of the means; n_valid counts the rest",
     "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples",
-    "raters": "several references per case are fused to their majority",
+    "raters": "several references per case are fused: a lone class or a region is where at least "
+    "half of them mark it (of two: their union); of exclusive classes the most frequent, at a tie "
+    "the first, background before all",
 }
 _ALT = {
     "dice.png": "Plot: Dice of every case as a point, quartiles of each class as a box",
@@ -62,7 +64,8 @@ class Evaluation:
       spacing: height and width of a pixel, which distances are measured in; for volumes, words.
       nsd_tolerance: of the NSD, in the same unit.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
-      run: what was scored: the folder of predictions and how they were made.
+      run: what was scored: the folder of predictions, those of the references that were read, and
+        how the predictions were made.
       worst: pictures of the cases with the lowest Dice.
     """
 
@@ -118,6 +121,7 @@ def evaluate(
     unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
     errors = [1 - aggregate.apply_policy(score, policy)["dice"] for score in scores]
     made = {key: run[key] for key in ("checkpoint", "checkpoint_sha256", "sampling") if key in run}
+    scored = {path.parent for masks in raters.values() for path in masks.values()}
     return Evaluation(
         scores=scores,
         table=aggregate.table(scores, policy),
@@ -125,7 +129,7 @@ def evaluate(
         spacing=unit,
         nsd_tolerance=nsd_tolerance,
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy),
-        run={"predictions": str(folder), **made},
+        run={"predictions": str(folder), "references": sorted(map(str, scored)), **made},
         worst=[
             _picture(score, policy, folder, run, files[score.case], raters, task)
             for score in worst_cases.choose(scores, policy)

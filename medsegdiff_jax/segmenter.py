@@ -123,8 +123,9 @@ class Segmenter:
         Args:
           images: [B, H, W, C], or a sequence of [H, W, C]: uint8, uint16, or float (kept if in
             [0, 1], else scaled by its own range); C as in training (grey and RGB are converted).
-          case_ids: names; the noise of an image follows from its name and the seed alone. Without
-            them an image's own content names it.
+          case_ids: names; the noise of an image follows from its name and the seed alone, that of
+            a slice, "volume/0007", from what is before the slash. Without them an image's own
+            content names it.
           **settings: fields of `Settings`; what is not given comes from the model's config.
 
         Raises:

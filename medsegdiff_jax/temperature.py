@@ -23,9 +23,9 @@ from medsegdiff_jax.metrics.calibration import (
 )
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.segmenter import Segmenter
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, volume_of
 
-MAX_CASES = 200  # evenly spread over the split
+MAX_CASES = 200  # pictures or slices, spread over the split
 
 
 def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
       **settings: members, steps, sampler, mirror, as in `Segmenter.choose`.
 
     Returns:
-      What is stored: {"temperature", "ece": {"before", "after"}, "cases", "sampling"}.
+      What is stored: {"temperature", "ece": {"before", "after"}, "cases" (pictures or volumes with
+      a border), "sampling"}.
 
     Raises:
       InputError: no model there, an exported one, data that have changed since the training, or no
@@ -57,13 +58,15 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
         raise InputError(f"{checkpoint}: the dataset has changed since this training began")
     source = dataset.sources["validation"]
     count = min(MAX_CASES, len(source))
-    examples = [source[i * len(source) // count] for i in range(count)]
+    examples = [source[i] for i in input_pipeline.spread(len(source), count, dataset.task)]
     images = ((example["id"].decode(), example["image"]) for example in examples)
     found = progress(segmenter.stream(images, chosen), count, "calibrating")
     pairs = [
         _near_border(result.probability, example["labels"], segmenter)
         for result, example in zip(found, examples, strict=True)
     ]
+    ids = [example["id"].decode() for example in examples]
+    used = {volume_of(name) for name, (near, _) in zip(ids, pairs, strict=True) if len(near)}
     probability, reference = (np.concatenate(part) for part in zip(*pairs, strict=True))
     if not len(probability):
         raise InputError(f"{dataset.name}: no validation case has a border to calibrate on")
@@ -76,7 +79,7 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
             "before": measure_calibration(probability, reference).ece,
             "after": measure_calibration(scaled, reference).ece,
         },
-        "cases": count,
+        "cases": len(used),
         "sampling": vars(chosen),
     }
     atomic.write_json(loaded.folder / CALIBRATION, stored)

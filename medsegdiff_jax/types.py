@@ -159,12 +159,16 @@ DenoiseFn = Callable[[Array, Array], Prediction]
 
 
 def case_key(case_id: str) -> int:
-    """The number in 0..2^32-1 that stands for a case in random keys: CRC-32 of its id."""
-    return zlib.crc32(case_id.encode())
+    """The number in 0..2^32-1 that stands for a case in random keys: CRC-32 of its id.
+
+    Of a slice it is that of its volume: a member draws all slices of a volume from the same noise,
+    so that it errs in all of them alike, as a rater does.
+    """
+    return zlib.crc32(volume_of(case_id).encode())
 
 
 def slice_id(volume: str, index: int) -> str:
-    """The id of a slice of a volume, which is a case of its own to the network."""
+    """The id of a slice of a volume, which is an image of its own to the network."""
     return f"{volume}/{index:04d}"
 
 

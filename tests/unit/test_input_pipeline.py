@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from medsegdiff_jax import input_pipeline, metrics
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.types import InputError, Modality, Task, case_key
+from medsegdiff_jax.types import InputError, Modality, Task, case_key, slice_id
 
 SIDE = 8
 SCAN = (Modality("MRI"),)  # slices keep their intensities, unlike pictures
@@ -209,13 +209,14 @@ def test_evaluation_counts_every_case_once(count, batch_size):
 
 def test_the_case_key_is_the_crc32_of_the_id():
     assert case_key("123456789") == 0xCBF43926  # the check value of CRC-32
+    assert case_key(slice_id("123456789", 7)) == 0xCBF43926
     (batch,) = input_pipeline.eval_batches(dataset((1, 0, 3)), "test", batch_size=4)
     assert batch["case"].dtype == np.uint32
     assert batch["case"].tolist() == [zlib.crc32(name.encode()) for name in batch["id"]]
 
 
 def test_max_cases_are_evenly_spread():
-    data = dataset((1, 10, 0))
+    data = dataset((1, 10, 0), task=Task(("lesion",), (1,), True, 1))
 
     def shown(max_cases):
         batches = input_pipeline.eval_batches(data, "validation", batch_size=2, max_cases=max_cases)
@@ -229,6 +230,14 @@ def test_max_cases_are_evenly_spread():
     assert shown(5) == [f"case_{i}" for i in (0, 2, 4, 6, 8)]
     assert shown(3) == [f"case_{i}" for i in (0, 3, 6)]
     assert shown(99) == shown(None) == [f"case_{i}" for i in range(10)]
+
+
+def test_max_cases_are_spread_over_the_places_in_a_volume():
+    for volumes in (50, 100, 200):  # of 155 slices, as in BraTS
+        chosen = input_pipeline.spread(155 * volumes, 100, BINARY)
+        assert chosen == sorted(set(chosen)) and len({i % 155 for i in chosen}) > 50
+    assert input_pipeline.spread(7, 7, BINARY) == list(range(7))
+    assert input_pipeline.spread(0, 0, BINARY) == []
 
 
 def test_evaluation_takes_the_majority():

@@ -126,7 +126,8 @@ def test_a_second_run_computes_only_what_is_missing_or_stale(run, tmp_path):
     later = time.time() + 5
     os.utime(tmp_path / "scans" / "c.png", (later, later))
     assert run() == "c"
-    os.utime(tmp_path / "scans" / "c.png", (0, 0))
+    os.utime(tmp_path / "scans" / "c.png", (0, 0))  # replaced by an older file
+    assert run() == "c"
     assert run(save=("mask", "uncertainty")) == "abc"  # was not saved
     assert run(save=("mask", "uncertainty"), seed=1) == "abc"
     assert run(save=("mask", "uncertainty"), seed=1) == ""

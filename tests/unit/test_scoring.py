@@ -95,6 +95,14 @@ def test_numbers_on_files_are_those_on_arrays(pictures):
         assert set(stored["rater_dice"][name]) == {"x", "y"}
 
 
+def test_it_is_said_which_references_were_read(pictures, caplog):
+    root, _ = pictures
+    (root / "masks").mkdir()
+    found = scoring.evaluate(root / "out", root, None, "strict", 2.0)
+    assert found.run["references"] == [str(root / "masks_x"), str(root / "masks_y")]
+    assert f"{root}: masks/ is not read, since there is masks_x/" in caplog.text
+
+
 def test_masks_of_members_are_made_one_by_one(pictures, monkeypatch):
     """Beside a mask each of the prediction, the reference and the two raters."""
     made, most = [], []
