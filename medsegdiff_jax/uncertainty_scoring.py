@@ -43,7 +43,8 @@ CONVENTIONS = {
     "interval_iou": "inner over outer area of the samples' 95% interval; the name and formula are "
     "ours, for the confidence interval (CI) that the paper does not define; below 40 samples: "
     "intersection over union of all; falls with the number of samples",
-    "volume_variation": "standard deviation (n - 1) of the samples' volumes over their mean",
+    "volume_variation": "standard deviation (n - 1) of the samples' volumes over their mean; the "
+    "slices of a scan are drawn from one noise, each by itself: it may be too low",
     "dice_of_first": "Dice against the majority of the raters of the vote of the first n members, "
     "n = 1, 2, ...; a case with fewer members keeps its last value",
     "region_entropy": "mean binary entropy in bits over pixels with p >= 0.5 or entropy >= 0.5",
