@@ -25,6 +25,7 @@ _ROUNDING = 1e-6  # of the magnitude: what float32 leaves of a constant, after a
 _DARKEST = 1 / 255  # a picture in [0, 1] that is darker would be black in 8 bits
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _READ_ERRORS += (TypeError, LookupError, struct.error)  # of damaged TIFF directories
+_STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey samples of few bits by
 _ORIENTATION, _PHOTOMETRIC, _WHITE_IS_ZERO = 274, 262, 0  # TIFF 6.0
 _TO_COLOUR = {"P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB", "CMYK": "RGB"}
 _TO_COLOUR |= {"YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "1": "L", "LA": "L", "La": "L"}
@@ -41,14 +42,16 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds {image.n_frames} frames; give one image per file")
+            modes = [mode for tile in image.tile for mode in _modes(tile)]
             # Pillow would drop the low byte of these without a word.
-            if image.mode in ("RGB", "RGBA") and any(_is_deep(tile) for tile in image.tile):
+            if image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in modes):
                 raise InputError(
                     f"{path}: 16-bit colour is not supported; save it as 8-bit or as 16-bit grey"
                 )
             photometric = _upright(image, path).get(_PHOTOMETRIC)
             image.load()
             copy = image.copy()
+            copy.info["stretched"] = max((_STRETCHED.get(mode, 1) for mode in modes), default=1)
             copy.info["inverted"] = photometric == _WHITE_IS_ZERO and copy.mode == "L"
             return copy
     except InputError:
@@ -83,10 +86,10 @@ def _upright(image: Image.Image, path: Path) -> Mapping[int, Any]:
     return tags
 
 
-def _is_deep(tile: tuple) -> bool:
-    """True if a Pillow tile decodes 16-bit colour samples."""
+def _modes(tile: tuple) -> list[str]:
+    """How a Pillow tile says that its samples are stored."""
     args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    return any(isinstance(arg, str) and ";16" in arg for arg in args)
+    return [arg for arg in args if isinstance(arg, str)]
 
 
 def _integers(pixels: np.ndarray, path: Path) -> np.ndarray:
@@ -151,7 +154,7 @@ def read_labels(path: str | os.PathLike) -> np.ndarray:
         pixels = colour[..., 0]
     if not np.isfinite(pixels).all() or (pixels < 0).any() or (pixels != np.floor(pixels)).any():
         raise InputError(f"{path}: labels must be integers >= 0")
-    return pixels.astype(np.int32)
+    return pixels.astype(np.int32) // image.info["stretched"]
 
 
 def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

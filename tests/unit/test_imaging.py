@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -192,6 +194,23 @@ def test_non_finite_pixels_are_named(tmp_path, value):
         imaging.read_image(path)
     with pytest.raises(InputError, match="float.tif"):
         imaging.read_labels(path)
+
+
+@pytest.mark.parametrize(("bits", "samples"), [(2, [0, 1, 2, 3]), (4, [0, 5, 10, 15])])
+def test_labels_of_few_bits_are_those_of_the_file(tmp_path, bits, samples):
+    row = sum(value << (bits * (3 - i)) for i, value in enumerate(samples))
+    chunks = {
+        b"IHDR": struct.pack(">2I5B", 4, 1, bits, 0, 0, 0, 0),  # grey
+        b"IDAT": zlib.compress(b"\0" + row.to_bytes(4 * bits // 8, "big")),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert imaging.read_labels(tmp_path / "a.png").tolist() == [samples]
+    assert imaging.read_image(tmp_path / "a.png").max() == 255
 
 
 def test_masks_that_are_no_labels_are_named(tmp_path):
