@@ -49,7 +49,7 @@ test: $(VENV)/installed  ## run every test on the CPU
 	JAX_PLATFORMS=cpu MPLBACKEND=agg JAX_COMPILATION_CACHE_DIR=$(COMPILED) \
 	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
 	  XLA_FLAGS=--xla_backend_optimization_level=0 \
-	  $(BIN)/python -m pytest -n $(WORKERS)
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed  ## check style and formatting
 	$(BIN)/ruff check .
