@@ -82,18 +82,18 @@ def names(items: Iterable[object], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + rest
 
 
-def share(groups: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
-    """(kept, taken): `fraction` of the names, by a hash of the name alone.
+def share(ids: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
+    """(kept, taken): `fraction` of the ids, by a hash of the id alone.
 
     At least one is taken and one kept if there are two and the fraction is above 0.
     """
-    groups = list(groups)
-    count = round(len(groups) * fraction)
-    if fraction > 0 and len(groups) > 1:
-        count = min(max(count, 1), len(groups) - 1)
-    order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
+    ids = list(ids)
+    count = round(len(ids) * fraction)
+    if fraction > 0 and len(ids) > 1:
+        count = min(max(count, 1), len(ids) - 1)
+    order = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
     taken = set(order[:count])
-    return [g for g in groups if g not in taken], [g for g in groups if g in taken]
+    return [one for one in ids if one not in taken], [one for one in ids if one in taken]
 
 
 def share_cases(

@@ -70,13 +70,13 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
         volume += np.sum(p, axis=pixels, dtype=np.float64)
     expected, denominator = _expected_dice(common, marked, volume)
 
-    def undecided(plane: np.ndarray) -> np.ndarray:
+    def candidates_of(plane: np.ndarray) -> np.ndarray:
         """Pixels that are marked or worth at least half of any threshold so far."""
         high = plane[..., first:] > expected / 4
         chosen = fusion.decide(plane, task)[..., first:] > 0
         return plane[(high | chosen).any(-1)]
 
-    candidates = np.concatenate([undecided(plane) for plane in planes()])
+    candidates = np.concatenate([candidates_of(plane) for plane in planes()])
     mask = fusion.decide(candidates, task)
     moves: list[_Move] = []
     while True:

@@ -218,7 +218,7 @@ class RunningFusion:
         self._count += 1
         if self._method == "staple":
             self._members.append(member)
-            return fuse(np.stack(self._members)[:, None], self._task, "staple")[0]
+            return fuse(np.stack(self._members), self._task, "staple")
         counted = member if self._method in OF_PROBABILITIES else decide(member, self._task)
         self._sum = self._sum + counted.astype(np.float64)
         return (self._sum / self._count).astype(np.float32)

@@ -42,7 +42,7 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds {image.n_frames} frames; give one image per file")
-            modes = [mode for tile in image.tile for mode in _modes(tile)]
+            modes = _raw_modes(image)
             # Pillow would drop the low byte of these without a word.
             if image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in modes):
                 raise InputError(
@@ -86,10 +86,10 @@ def _upright(image: Image.Image, path: Path) -> Mapping[int, Any]:
     return tags
 
 
-def _modes(tile: tuple) -> list[str]:
-    """How a Pillow tile says that its samples are stored."""
-    args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-    return [arg for arg in args if isinstance(arg, str)]
+def _raw_modes(image: Image.Image) -> list[str]:
+    """How the samples are stored, in the words of Pillow's decoders."""
+    decoders = (tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in image.tile)
+    return [word for words in decoders for word in words if isinstance(word, str)]
 
 
 def _integers(pixels: np.ndarray, path: Path) -> np.ndarray:

@@ -248,7 +248,8 @@ def _is_up_to_date(
 def _made_of(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     """The image files of a case in its entry, seen from `folder` (a tree may be moved as a whole).
 
-    A file of another size or time is another one, be its date older or newer.
+    A file of another size or time is another one, be its date older or newer. Asked before the
+    files are read, so that one that changes meanwhile is read again by the next call.
     """
     return {
         "inputs": [os.path.relpath(path.resolve(), folder.resolve()) for path in paths],

@@ -59,13 +59,13 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
     source = dataset.sources["validation"]
     count = min(MAX_CASES, len(source))
     examples = [source[i] for i in input_pipeline.spread(len(source), count, dataset.task)]
-    images = ((example["id"].decode(), example["image"]) for example in examples)
+    ids = [example["id"].decode() for example in examples]
+    images = ((name, example["image"]) for name, example in zip(ids, examples, strict=True))
     found = progress(segmenter.stream(images, chosen), count, "calibrating")
     pairs = [
         _near_border(result.probability, example["labels"], segmenter)
         for result, example in zip(found, examples, strict=True)
     ]
-    ids = [example["id"].decode() for example in examples]
     used = {volume_of(name) for name, (near, _) in zip(ids, pairs, strict=True) if len(near)}
     probability, reference = (np.concatenate(part) for part in zip(*pairs, strict=True))
     if not len(probability):

@@ -10,7 +10,7 @@ from medsegdiff_jax import decision, fusion, imaging
 from medsegdiff_jax.ensemble_size import members_needed
 from medsegdiff_jax.partitioning import sampling_mesh
 from medsegdiff_jax.segmenter import Segmenter
-from medsegdiff_jax.types import Drawn, InputError, Modality, case_key
+from medsegdiff_jax.types import Drawn, InputError, Modality, case_key, slice_id
 
 SIDE = 16
 MEMBERS_ALONE = ("mean", "vote", "staple")
@@ -120,6 +120,15 @@ def test_a_path_leads_from_noise_to_the_first_sample(segmenter):
     np.testing.assert_array_equal(imaging.mask_to_labels(first, segmenter.task), result.members[0])
     with pytest.raises(InputError, match="steps=0 has no path"):
         next(segmenter.stream([("a", image)], segmenter.choose(steps=0), keep_path=True))
+
+
+def test_slices_of_a_volume_start_from_the_same_noise(segmenter):
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    cases = [(name, image) for name in (slice_id("a", 0), slice_id("a", 1), slice_id("b", 0))]
+    settings = segmenter.choose(members=2, steps=2, batch_size=3)
+    first, second, other = segmenter.stream(cases, settings, keep_path=True)
+    np.testing.assert_allclose(first.path, second.path, atol=1e-4)
+    assert np.abs(first.path - other.path).max() > 0.1
 
 
 def test_probabilities_are_resized_and_then_decided(segmenter, recorded):

@@ -1,8 +1,10 @@
 """What a temperature is fitted on."""
 
 import types
+from typing import ClassVar
 
 import numpy as np
+import pytest
 
 from configs import base
 from medsegdiff_jax import temperature
@@ -11,6 +13,8 @@ from medsegdiff_jax.types import Modality, Task, slice_id
 
 SIDE = 16
 TASK = Task(("organ",), (1,), True, 1, (Modality("MR"),))
+MARKED = np.zeros((1, SIDE, SIDE), np.uint8)
+MARKED[:, 4 : SIDE - 4, 4 : SIDE - 4] = 1
 
 
 class Sampled:
@@ -18,6 +22,7 @@ class Sampled:
 
     task = TASK
     settings = types.SimpleNamespace(fusion="mean")
+    seen: ClassVar[list[str]] = []
 
     def __init__(self, loaded):
         del loaded
@@ -27,30 +32,50 @@ class Sampled:
 
     def stream(self, cases, settings):
         del settings
-        for _ in cases:
+        for name, _ in cases:
+            self.seen.append(name)
             probability = np.full((SIDE, SIDE, 1), 0.1, np.float32)
             probability[: SIDE // 2] = 0.9
             yield types.SimpleNamespace(probability=probability)
 
 
-def test_volumes_are_counted_and_not_their_slices(tmp_path, monkeypatch):
-    marked, empty = np.zeros((2, 1, SIDE, SIDE), np.uint8)
-    marked[:, 4 : SIDE - 4, 4 : SIDE - 4] = 1
-    source = [
-        {"id": slice_id(volume, i).encode(), "image": None, "labels": labels}
-        for volume, labels in (("a", marked), ("b", marked), ("c", empty))
-        for i in range(20)
+def slices(volume, count, labels):
+    """So many slices of a volume, all with these labels [1, S, S]."""
+    return [
+        {"id": slice_id(volume, i).encode(), "image": None, "labels": labels} for i in range(count)
     ]
-    loaded = LoadedModel(
-        params={},
-        config=base.get_config("default,tiny"),
-        task=TASK,
-        description="",
-        metadata={"fingerprint": "f"},
-        folder=tmp_path,
-    )
-    dataset = types.SimpleNamespace(fingerprint="f", sources={"validation": source}, task=TASK)
-    monkeypatch.setattr(temperature, "load_model", lambda checkpoint: loaded)
-    monkeypatch.setattr(temperature, "Segmenter", Sampled)
-    monkeypatch.setattr(temperature.input_pipeline, "load", lambda config: dataset)
-    assert temperature.calibrate("x")["cases"] == 2  # the third has no border
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch):
+    """Calibrates on these validation slices; returns what is stored and the slices looked at."""
+
+    def run(source):
+        loaded = LoadedModel(
+            params={},
+            config=base.get_config("default,tiny"),
+            task=TASK,
+            description="",
+            metadata={"fingerprint": "f"},
+            folder=tmp_path,
+        )
+        dataset = types.SimpleNamespace(fingerprint="f", sources={"validation": source}, task=TASK)
+        monkeypatch.setattr(temperature, "load_model", lambda checkpoint: loaded)
+        monkeypatch.setattr(temperature, "Segmenter", Sampled)
+        monkeypatch.setattr(temperature.input_pipeline, "load", lambda config: dataset)
+        monkeypatch.setattr(Sampled, "seen", [])
+        return temperature.calibrate("x"), Sampled.seen
+
+    return run
+
+
+def test_volumes_are_counted_and_not_their_slices(calibrated):
+    volumes = (("a", MARKED), ("b", MARKED), ("c", np.zeros_like(MARKED)))
+    stored, _ = calibrated([one for name, labels in volumes for one in slices(name, 20, labels)])
+    assert stored["cases"] == 2  # the third has no border
+
+
+def test_slices_have_all_places_in_their_volumes(calibrated, monkeypatch):
+    monkeypatch.setattr(temperature, "MAX_CASES", 20)
+    _, seen = calibrated([one for n in range(20) for one in slices(f"v{n}", 30, MARKED)])
+    assert len(seen) == 20 and len({name.rpartition("/")[2] for name in seen}) > 8
