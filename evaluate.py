@@ -32,6 +32,9 @@ def main(argv: list[str]) -> None:
     print(scoring.format_table(result))
     if result.uncertainty:
         print(uncertainty_scoring.format_table(result.uncertainty))
+    if result.groups:
+        count = len(set(result.groups.values()))
+        print(f"the intervals are over {count} groups of cases, from groups.csv")
     if result.unscored:
         print(f"{len(result.unscored)} references have no prediction and were not scored")
     print(f"wrote {', '.join(written)} to {_OUTPUT.value}; the report says what each number means")

@@ -36,11 +36,13 @@ class Case:
       images: one picture; or the modalities of a volume, a NIfTI file each or one file with all.
       raters: of each rater, in a fixed order, the files whose labels together (bitwise or) are the
         annotation.
+      group: what it shares with other cases, of one patient say; "" if nothing is known.
     """
 
     id: str
     images: tuple[Path, ...]
     raters: tuple[tuple[MaskFile, ...], ...]
+    group: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -82,18 +84,27 @@ def names(items: Iterable[object], limit: int = 5) -> str:
     return ", ".join(items[:limit]) + rest
 
 
-def share(ids: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
-    """(kept, taken): `fraction` of the ids, by a hash of the id alone.
+def share(
+    ids: Iterable[str], fraction: float, group_of: Mapping[str, str] | None = None
+) -> tuple[list[str], list[str]]:
+    """(kept, taken): `fraction` of the groups of ids, by a hash of the group's name alone.
 
-    At least one is taken and one kept if there are two and the fraction is above 0.
+    At least one group is taken and one kept if there are two and the fraction is above 0.
+
+    Args:
+      ids: of the cases.
+      fraction: in [0, 1).
+      group_of: id -> group; an id that is not in it is a group of its own.
     """
     ids = list(ids)
-    count = round(len(ids) * fraction)
-    if fraction > 0 and len(ids) > 1:
-        count = min(max(count, 1), len(ids) - 1)
-    order = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
+    group_of = {one: (group_of or {}).get(one, one) for one in ids}
+    order = sorted(set(group_of.values()), key=lambda one: hashlib.sha256(one.encode()).digest())
+    count = round(len(order) * fraction)
+    if fraction > 0 and len(order) > 1:
+        count = min(max(count, 1), len(order) - 1)
     taken = set(order[:count])
-    return [one for one in ids if one not in taken], [one for one in ids if one in taken]
+    kept = [one for one in ids if group_of[one] not in taken]
+    return kept, [one for one in ids if group_of[one] in taken]
 
 
 def share_cases(

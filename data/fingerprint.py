@@ -47,16 +47,21 @@ def fingerprint(
 
 
 def leaks(catalogue: Catalogue, contents: Mapping[Path, str]) -> tuple[str, ...]:
-    """A line for the report if the same image file lies in two splits."""
+    """Lines for the report if the same image file, or cases of one group, lie in two splits."""
     owner: dict[str, tuple[str, Path]] = {}
     found = []
+    splits_of: dict[str, dict[str, None]] = {}
     for split, cases in catalogue.splits.items():
         for case in cases:
             digest = hash_tree([contents[path] for path in case.images])
             other, first = owner.setdefault(digest, (split, case.images[0]))
             if other != split:
                 found.append(f"{first} ({other}) = {case.images[0]} ({split})")
-    return (f"the same image in two splits: {names(found)}",) if found else ()
+            if case.group:
+                splits_of.setdefault(case.group, {})[split] = None
+    apart = [f"{one} ({', '.join(of)})" for one, of in splits_of.items() if len(of) > 1]
+    notes = {"the same image in two splits": found, "a group in two splits": apart}
+    return tuple(f"{what}: {names(where)}" for what, where in notes.items() if where)
 
 
 def _digest(path: Path) -> str:

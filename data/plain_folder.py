@@ -3,6 +3,7 @@
     images/<case>.<suffix>         the original file; <case>_0000.nii.gz ... if there are several
     masks/<case>.png or .nii.gz    labels of the task; masks_<rater>/ for several raters
     dataset.json                   of pictures: the names of the classes
+    groups.csv                     which cases belong together, where that is known
 
 Such a folder of pictures is itself a dataset of the kind `folder`.
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from data.catalogue import Case, Catalogue
 from data.staging import read_annotations
-from medsegdiff_jax import atomic, imaging, volumes
+from medsegdiff_jax import atomic, groups, imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task
 
@@ -42,6 +43,8 @@ def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> No
                 imaging.write_png(_mask_folder(output, rater) / f"{case.id}.png", _small(labels))
     if task is not None and not task.modalities:
         write_classes(output, task)
+    if any(case.group for case in cases):
+        groups.write_groups(output, {case.id: case.group or case.id for case in cases})
 
 
 def write_classes(output: Path, task: Task) -> None:

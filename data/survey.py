@@ -156,7 +156,7 @@ def _report(found: _Found, task: Task, notes: Sequence[str]) -> str:
         raters += f" ({', '.join(catalogue.raters)})"
     empty = sum(not labels.keys() - {0} for _, labels in found.masks())
     lines = [
-        "  cases   " + ", ".join(f"{s} {len(c)}" for s, c in catalogue.splits.items()),
+        "  cases   " + ", ".join(_split_line(s, c) for s, c in catalogue.splits.items()),
         "  images  " + (_volumes_line(facts, task) if task.modalities else _pictures_line(facts)),
         f"  masks   {raters}, {empty} of {len(facts) * len(catalogue.raters)} empty",
         "  labels  "
@@ -166,6 +166,13 @@ def _report(found: _Found, task: Task, notes: Sequence[str]) -> str:
         ),
     ]
     return "\n".join([*lines, *(f"  note    {note}" for note in (*catalogue.notes, *notes))])
+
+
+def _split_line(split: str, cases: Sequence[Case]) -> str:
+    groups = {case.group for case in cases} - {""}
+    if not groups:
+        return f"{split} {len(cases)}"
+    return f"{split} {len(cases)} in {len(groups)} group{'s'[: len(groups) - 1]}"
 
 
 def _pictures_line(facts: Sequence[Facts]) -> str:

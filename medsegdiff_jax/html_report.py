@@ -74,8 +74,8 @@ def write(
     Args:
       path: file to write.
       summary: the content of metrics.json: "version", "run", "spacing", "nsd_tolerance",
-        "empty_mask_policy", "conventions", "references_without_prediction", "classes" and, if
-        anything of it was saved, "uncertainty".
+        "empty_mask_policy", "conventions", "references_without_prediction", "groups" (how many
+        groups of cases, or None), "classes" and, if anything of it was saved, "uncertainty".
       rows: those of per_case.csv, all with the same keys, "case" and "class" first.
       plots: a section each.
       worst: pictures of the worst cases, worst first; no section without any.
@@ -114,10 +114,11 @@ def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     """What was scored, and how."""
     policy = summary["empty_mask_policy"]
     unscored = summary["references_without_prediction"]
+    cases = len({row["case"] for row in rows})
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     facts = {
         **summary["run"],
-        "cases": len({row["case"] for row in rows}),
+        "cases": f"{cases} in {summary['groups']} groups" if summary["groups"] else cases,
         "classes": list(dict.fromkeys(row["class"] for row in rows)),
         "references without a prediction": unscored or "none",
         "spacing": summary["spacing"],

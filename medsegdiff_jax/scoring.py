@@ -19,6 +19,7 @@ from medsegdiff_jax import (
     uncertainty_scoring,
     worst_cases,
 )
+from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
 from medsegdiff_jax.progress import progress
@@ -40,7 +41,8 @@ CONVENTIONS = {
     "empty_strict": "both masks empty: HD95 = ASSD = 0, all else 1; one empty: HD95 = ASSD = image "
     "diagonal, all else 0",
     "empty_ignore": "undefined values are left out of the means; n_valid counts the rest",
-    "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples",
+    "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples; cases of one "
+    "group in groups.csv of the references are drawn together",
     "raters": "several references per case are fused: a lone class or a region is where at least "
     "half of them mark it (of two: their union); of exclusive classes the most frequent, at a tie "
     "the first, background before all",
@@ -61,6 +63,7 @@ class Evaluation:
       scores: one per case and class, before the empty-mask policy.
       table: summary per class and metric.
       unscored: references without a prediction.
+      groups: case -> its group; {} if each case is on its own.
       spacing: height and width of a pixel, which distances are measured in; for volumes, words.
       nsd_tolerance: of the NSD, in the same unit.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
@@ -72,6 +75,7 @@ class Evaluation:
     scores: list[CaseScore]
     table: dict[str, dict[str, Summary]]
     unscored: list[str]
+    groups: dict[str, str]
     spacing: list[float] | str
     nsd_tolerance: float
     uncertainty: Uncertainty
@@ -91,7 +95,7 @@ def evaluate(
     Args:
       predictions: folder written by sample.py.
       references: folder with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or
-        of mask files themselves.
+        of mask files themselves; its groups.csv, if there is one, says which cases belong together.
       spacing: height and width of a picture's pixel, distances come out in its unit; None for 1,
         and for volumes, whose files say it.
       policy: "strict" or "ignore", see `metrics.aggregate`.
@@ -110,6 +114,7 @@ def evaluate(
     if task.modalities and spacing is not None:
         raise InputError("--spacing: is for pictures; the files of volumes say their own")
     raters = scored_files.find_references(Path(references), task)
+    groups = read_groups(Path(references), files)
     scores: list[CaseScore] = []
     doubts: list[CaseUncertainty] = []
     for case, names in progress(files.items(), len(files), "scoring"):
@@ -124,11 +129,12 @@ def evaluate(
     scored = {path.parent for masks in raters.values() for path in masks.values()}
     return Evaluation(
         scores=scores,
-        table=aggregate.table(scores, policy),
+        table=aggregate.table(scores, policy, groups),
         unscored=sorted(known - set(files)),
+        groups={case: groups[case] for case in files} if groups else {},
         spacing=unit,
         nsd_tolerance=nsd_tolerance,
-        uncertainty=uncertainty_scoring.collect(doubts, errors, policy),
+        uncertainty=uncertainty_scoring.collect(doubts, errors, policy, groups),
         run={"predictions": str(folder), "references": sorted(map(str, scored)), **made},
         worst=[
             _picture(score, policy, folder, run, files[score.case], raters, task)
@@ -186,6 +192,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         "empty_mask_policy": policy,
         "conventions": CONVENTIONS | (uncertainty_scoring.CONVENTIONS if doubt else {}),
         "references_without_prediction": evaluation.unscored,
+        "groups": len(set(evaluation.groups.values())) or None,
         "classes": aggregate.as_dicts(evaluation.table),
     }
     if doubt:
@@ -194,6 +201,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         {
             "case": score.case,
             "class": score.class_name,
+            **({"group": evaluation.groups[score.case]} if evaluation.groups else {}),
             **aggregate.apply_policy(score, policy),
             "prediction_empty": int(score.prediction_empty),
             "reference_empty": int(score.reference_empty),

@@ -184,7 +184,12 @@ def score_case(
     return CaseUncertainty(case, class_name, values, sums, agreement, list(first))
 
 
-def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: str) -> Uncertainty:
+def collect(
+    cases: Sequence[CaseUncertainty],
+    errors: Sequence[float],
+    policy: str,
+    groups: Mapping[str, str] | None = None,
+) -> Uncertainty:
     """Summaries over cases, class by class.
 
     Args:
@@ -192,16 +197,12 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
       errors: 1 - Dice of the fused mask of each, NaN to leave it out of the ranking.
       policy: "strict" counts two empty masks as a Dice of 1 between rater and majority; "ignore"
         leaves them out.
+      groups: case -> its group, of all cases, for the intervals; None if each is on its own.
 
     Raises:
       InputError: something was saved of some cases and not of others.
     """
-    for one in cases:
-        if one.values.keys() != cases[0].values.keys():
-            raise InputError(
-                f"{one.case}: has other files (members, probability) than {cases[0].case}; sample "
-                "all cases with the same --save"
-            )
+    _check_alike(cases)
     by_class: dict[str, list[CaseUncertainty]] = {}
     errors_of: dict[str, list[float]] = {}
     for one, error in zip(cases, errors, strict=True):
@@ -209,8 +210,11 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
         errors_of.setdefault(one.class_name, []).append(error)
     table, sums, ranking, agreement, first = {}, {}, {}, {}, {}
     for name, group in by_class.items():
+        of_group = [groups[one.case] for one in group] if groups else None
         columns = {metric: [one.values[metric] for one in group] for metric in group[0].values}
-        table[name] = {metric: aggregate.summarize(column) for metric, column in columns.items()}
+        table[name] = {
+            metric: aggregate.summarize(column, of_group) for metric, column in columns.items()
+        }
         sums[name] = {
             region: sum((one.calibration[region] for one in group[1:]), start)
             for region, start in group[0].calibration.items()
@@ -223,12 +227,13 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
         ranking[name] = {score: one for score, one in ranked.items() if one is not None}
         empty = 1.0 if policy == "strict" else float("nan")
         agreement[name] = {
-            rater: _summary([one.rater_dice[rater] for one in group], empty)
+            rater: _summary([one.rater_dice[rater] for one in group], empty, of_group)
             for rater in group[0].rater_dice
         }
         most = max(len(one.dice_of_first) for one in group)
         first[name] = [
-            _summary([one.dice_of_first[: n + 1][-1] for one in group], empty) for n in range(most)
+            _summary([one.dice_of_first[: n + 1][-1] for one in group], empty, of_group)
+            for n in range(most)
         ]
     parts = (
         {name: row for name, row in part.items() if row}
@@ -237,9 +242,18 @@ def collect(cases: Sequence[CaseUncertainty], errors: Sequence[float], policy: s
     return Uncertainty(list(cases), *parts)
 
 
-def _summary(dice: Sequence[float], empty: float) -> Summary:
+def _check_alike(cases: Sequence[CaseUncertainty]) -> None:
+    for one in cases:
+        if one.values.keys() != cases[0].values.keys():
+            raise InputError(
+                f"{one.case}: has other files (members, probability) than {cases[0].case}; sample "
+                "all cases with the same --save"
+            )
+
+
+def _summary(dice: Sequence[float], empty: float, groups: Sequence[str] | None) -> Summary:
     """Of Dice over cases; `empty` stands for those of two empty masks, which are NaN."""
-    return aggregate.summarize([empty if np.isnan(value) else value for value in dice])
+    return aggregate.summarize([empty if np.isnan(value) else value for value in dice], groups)
 
 
 def _doubt(score: str, values: Sequence[float]) -> np.ndarray:

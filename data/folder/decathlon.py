@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data.catalogue import Case, Catalogue, MaskFile, names, read_json
-from data.folder.lists import LISTS, assign, read_lists
+from data.folder.lists import FILES, assign, read_lists
 from data.pairing import paired
 from data.survey import CLASS_FILE
+from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.imaging import files_by_stem
 from medsegdiff_jax.types import InputError, Modality, Task
 from medsegdiff_jax.volumes import SUFFIXES, is_volume, stem
@@ -55,17 +56,21 @@ def decathlon_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     twice = [one for one in held_out if one in files]
     if twice:
         raise InputError(f"{root}: imagesTr/ and imagesTs/ both have {names(twice)}")
-    assigned = _splits(root, list(files), list(held_out), validation_fraction)
+    groups = read_groups(root, {*files, *held_out})
+    assigned = _splits(root, list(files), list(held_out), validation_fraction, groups)
     files |= held_out
     splits = {
-        split: tuple(Case(one, files[one][0], ((MaskFile(files[one][1], values),),)) for one in ids)
+        split: tuple(
+            Case(one, files[one][0], ((MaskFile(files[one][1], values),),), groups.get(one, ""))
+            for one in ids
+        )
         for split, ids in assigned.items()
     }
     used = {case.id for cases in splits.values() for case in cases}
     unused = [one for one in files if one not in used]
     if unused:
         notes += (f"{len(unused)} volumes in no split: {names(unused)}",)
-    extra = [path, *(root / name for group in LISTS.values() for name in group)]
+    extra = [path, *(root / name for name in FILES)]
     return Catalogue(
         root=root,
         task=task,
@@ -248,7 +253,11 @@ def _held_out(root: Path, channels: int | None) -> tuple[Files, tuple[str, ...]]
 
 
 def _splits(
-    root: Path, training: list[str], held_out: list[str], validation_fraction: float
+    root: Path,
+    training: list[str],
+    held_out: list[str],
+    validation_fraction: float,
+    groups: Mapping[str, str],
 ) -> dict[str, list[str]]:
     lists = read_lists(root, {*training, *held_out}, "imagesTr/ or, with labels, imagesTs/")
     listed = {one for split in lists.values() for one in split}
@@ -256,4 +265,4 @@ def _splits(
         lists["test"] = [one for one in held_out if one not in listed]
     # What was held out is never trained on unless a list says so.
     ids = [*training, *(one for one in held_out if one in listed)]
-    return assign(lists, ids, validation_fraction)
+    return assign(lists, ids, validation_fraction, groups)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from data.catalogue import Case, Catalogue, MaskFile, names, read_json
-from data.folder.lists import LISTS, assign, read_lists
+from data.folder.lists import FILES, assign, read_lists
 from data.survey import CLASS_FILE
+from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.imaging import IMAGE_SUFFIXES, files_by_stem
 from medsegdiff_jax.types import InputError, Task
 
@@ -22,18 +23,19 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     images = _images(root)
     raters = _masks(root, images)
     lists = read_lists(root, images)
-    assigned = assign(lists, list(images), validation_fraction)
+    groups = read_groups(root, images)
+    assigned = assign(lists, list(images), validation_fraction, groups)
     annotated = {stem for masks in raters.values() for stem in masks}
     # A public test set may come without masks; it cannot be scored, so it is left out.
     assigned["test"] = [s for s in assigned["test"] if s in annotated or "test" not in lists]
     splits = {
-        split: tuple(_case(stem, images[stem], raters) for stem in stems)
+        split: tuple(_case(stem, images[stem], raters, groups.get(stem, "")) for stem in stems)
         for split, stems in assigned.items()
     }
     used = {case.id for cases in splits.values() for case in cases}
     unused = [stem for stem in images if stem not in used]
     declared = root / CLASS_FILE
-    extra = [declared, *(root / name for group in LISTS.values() for name in group)]
+    extra = [declared, *(root / name for name in FILES)]
     return Catalogue(
         root=root,
         task=_declared_task(declared) if declared.is_file() else None,
@@ -70,14 +72,15 @@ def _masks(root: Path, images: dict[str, Path]) -> dict[str, dict[str, Path]]:
     return raters
 
 
-def _case(stem: str, image: Path, raters: dict[str, dict[str, Path]]) -> Case:
+def _case(stem: str, image: Path, raters: dict[str, dict[str, Path]], group: str) -> Case:
     without = [rater for rater, masks in raters.items() if stem not in masks]
     if len(without) == len(raters):
         raise InputError(f"image without mask: {image}")
     if without:
         folders = names(f"masks_{rater}/" for rater in without)
         raise InputError(f"{image}: has no mask in {folders}, but in other raters'")
-    return Case(stem, (image,), tuple((MaskFile(masks[stem]),) for masks in raters.values()))
+    annotations = tuple((MaskFile(masks[stem]),) for masks in raters.values())
+    return Case(stem, (image,), annotations, group)
 
 
 def _declared_task(path: Path) -> Task:

@@ -1,9 +1,13 @@
-"""Splits of a folder: the user's train.txt, val.txt and test.txt, or a hash of the names."""
+"""Splits of a folder: the user's train.txt, val.txt and test.txt, or a hash of the names.
+
+Cases of one group (`groups.csv`, a patient's say) are never drawn apart.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from data.catalogue import names, share
+from medsegdiff_jax import groups
 from medsegdiff_jax.imaging import read_names
 from medsegdiff_jax.types import InputError
 
@@ -12,6 +16,8 @@ LISTS = {
     "validation": ("val.txt", "validation.txt"),
     "test": ("test.txt",),
 }
+FILES = (*(name for candidates in LISTS.values() for name in candidates), groups.FILE)
+"""All that may say which case is in which split."""
 
 _TEST_FRACTION = 0.1  # where there is no list
 
@@ -51,23 +57,28 @@ def read_lists(
 
 
 def assign(
-    lists: Mapping[str, list[str]], ids: Sequence[str], validation_fraction: float
+    lists: Mapping[str, list[str]],
+    ids: Sequence[str],
+    validation_fraction: float,
+    group_of: Mapping[str, str],
 ) -> dict[str, list[str]]:
-    """Split -> case ids: the lists where given, the rest by a hash of the id.
+    """Split -> case ids: the lists where given, the rest by a hash of the group, or else the id.
 
-    Without lists: a tenth for testing and `validation_fraction` of all for validation. With lists
-    but none for validation: `validation_fraction` of the training cases. Without a training list,
-    these are the cases that no list names.
+    Without lists: a tenth of the groups for testing and `validation_fraction` of all for
+    validation. With lists but none for validation: `validation_fraction` of the training groups.
+    Without a training list, these are the cases that no list names.
     """
     if not lists:
-        rest, test = share(ids, _TEST_FRACTION)
-        train, validation = share(rest, validation_fraction / (1 - _TEST_FRACTION))
+        rest, test = share(ids, _TEST_FRACTION, group_of)
+        train, validation = share(rest, validation_fraction / (1 - _TEST_FRACTION), group_of)
         return {"train": train, "validation": validation, "test": test}
     listed = {one for split in lists.values() for one in split}
     splits = dict(lists)
     if "train" not in splits:
         splits["train"] = [one for one in ids if one not in listed]
     if "validation" not in splits:
-        splits["train"], splits["validation"] = share(splits["train"], validation_fraction)
+        splits["train"], splits["validation"] = share(
+            splits["train"], validation_fraction, group_of
+        )
     splits.setdefault("test", [])
     return {split: splits[split] for split in LISTS}

@@ -8,11 +8,13 @@ Leaving such cases out silently rewards a model that predicts nothing; so the po
 "ignore": undefined values are left out of the mean; n_valid says how many remain.
 
 The interval is the percentile bootstrap of the mean over cases (Efron and Tibshirani 1993, chapter
-13) at 95 %, with a fixed seed. The standard deviation is that of the cases (n - 1).
+13) at 95 %, with a fixed seed. Cases that belong together, of one patient say, are alike; they are
+drawn together (the cluster bootstrap: Davison and Hinkley 1997, section 3.8), since by themselves
+they would make the interval too narrow. The standard deviation is that of the cases (n - 1).
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ class Summary:
     Attributes:
       mean: over the valid cases; NaN without any.
       sd: standard deviation over the valid cases (n - 1); NaN below two.
-      low: lower end of the 95 % bootstrap interval of the mean; NaN below two cases.
+      low: lower end of the 95 % bootstrap interval of the mean; NaN below two cases or groups.
       high: upper end.
       n_valid: cases with a defined value under the policy.
       n_cases: all cases.
@@ -143,40 +145,64 @@ def apply_policy(score: CaseScore, policy: str = "strict") -> dict[str, float]:
     return {metric: getattr(score, metric) for metric in METRICS}
 
 
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean, sd and 95 % bootstrap interval of values [N]; NaN ones are left out and counted."""
+def summarize(values: Sequence[float], groups: Sequence[str] | None = None) -> Summary:
+    """Mean, sd and 95 % bootstrap interval of the mean; NaN values are left out and counted.
+
+    Args:
+      values: [N], one per case.
+      groups: [N] which of them are drawn together; None if each is a group of its own.
+    """
     values = np.asarray(values, np.float64)
-    valid = values[~np.isnan(values)]
-    n = len(valid)
-    nan = float("nan")
-    if n < 2:
-        return Summary(float(valid[0]) if n else nan, nan, nan, nan, n, len(values))
-    interval = stats.bootstrap(
-        (valid,),
-        np.mean,
+    defined = ~np.isnan(values)
+    valid = values[defined]
+    labels = range(len(values)) if groups is None else groups
+    low, high = _interval(valid, [one for one, keep in zip(labels, defined, strict=True) if keep])
+    return Summary(
+        mean=float(valid.mean()) if len(valid) else float("nan"),
+        sd=float(valid.std(ddof=1)) if len(valid) > 1 else float("nan"),
+        low=low,
+        high=high,
+        n_valid=len(valid),
+        n_cases=len(values),
+    )
+
+
+def _interval(values: np.ndarray, labels: Sequence[Hashable]) -> tuple[float, float]:
+    """Of the mean of values [N] when all with the same label are drawn together."""
+    number = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    if len(number) < 2:
+        return float("nan"), float("nan")
+    index = [number[label] for label in labels]
+    found = stats.bootstrap(
+        (np.bincount(index, values), np.bincount(index)),
+        _ratio_of_sums,
+        paired=True,
         n_resamples=_RESAMPLES,
-        batch=max(1, _BATCH_ELEMENTS // n),
+        batch=max(1, _BATCH_ELEMENTS // len(number)),
         vectorized=True,
         confidence_level=0.95,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Summary(
-        mean=float(valid.mean()),
-        sd=float(valid.std(ddof=1)),
-        low=float(interval.low),
-        high=float(interval.high),
-        n_valid=n,
-        n_cases=len(values),
-    )
+    return float(found.low), float(found.high)
 
 
-def table(scores: Iterable[CaseScore], policy: str = "strict") -> dict[str, dict[str, Summary]]:
+def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    """The mean over the cases of the groups drawn."""
+    return np.sum(sums, axis=axis) / np.sum(counts, axis=axis)
+
+
+def table(
+    scores: Iterable[CaseScore],
+    policy: str = "strict",
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Summary]]:
     """Summary per class and metric.
 
     Args:
       scores: any number of cases and classes, in any order.
       policy: "strict" or "ignore".
+      groups: case -> its group, of all cases; None if each is a group of its own.
 
     Returns:
       {class name: {one of METRICS: Summary}}, classes in order of appearance; with several
@@ -185,23 +211,26 @@ def table(scores: Iterable[CaseScore], policy: str = "strict") -> dict[str, dict
     Raises:
       InputError: unknown policy.
     """
-    by_class: dict[str, list[dict[str, float]]] = {}
+    by_class: dict[str, dict[str, dict[str, float]]] = {}
     by_case: dict[str, list[dict[str, float]]] = {}
     for score in scores:
         values = apply_policy(score, policy)
-        by_class.setdefault(score.class_name, []).append(values)
+        by_class.setdefault(score.class_name, {})[score.case] = values
         by_case.setdefault(score.case, []).append(values)
-    rows = {
-        name: {metric: [values[metric] for values in group] for metric in METRICS}
-        for name, group in by_class.items()
-    }
     if len(by_class) > 1:
-        rows[ALL_CLASSES] = {
-            metric: [_valid_mean(group, metric) for group in by_case.values()] for metric in METRICS
+        by_class[ALL_CLASSES] = {
+            case: {metric: _valid_mean(group, metric) for metric in METRICS}
+            for case, group in by_case.items()
         }
     return {
-        name: {metric: summarize(values) for metric, values in row.items()}
-        for name, row in rows.items()
+        name: {
+            metric: summarize(
+                [values[metric] for values in row.values()],
+                [groups[case] for case in row] if groups else None,
+            )
+            for metric in METRICS
+        }
+        for name, row in by_class.items()
     }
 
 

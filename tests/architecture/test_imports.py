@@ -22,6 +22,7 @@ LAYERS = {
     "augment": 1,
     "cli": 1,
     "fusion": 1,
+    "groups": 1,
     "hosts": 1,
     "imaging": 1,
     "metrics": 1,

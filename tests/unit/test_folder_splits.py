@@ -58,7 +58,7 @@ def test_without_lists_the_default_is_a_ninth_of_what_is_left_by_the_test_split(
         rest, test = share(ids, 0.1)
         train, validation = share(rest, 1 / 9)
         expected = {"train": train, "validation": validation, "test": test}
-        assert assign({}, ids, 0.1) == expected
+        assert assign({}, ids, 0.1, {}) == expected
 
 
 def test_with_a_test_list_alone_the_rest_is_for_training(many):

@@ -63,6 +63,7 @@ def summary(**more):
         "empty_mask_policy": "strict",
         "conventions": {"dice": "of masks", "empty_strict": "both empty: 1"},
         "references_without_prediction": [],
+        "groups": None,
         "classes": {NASTY: {"dice": row}, "b": {"dice": undefined}},
         **more,
     }
