@@ -28,15 +28,24 @@ def hardware() -> dict[str, str | int]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and the libraries, and the commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
-        "commit": commit,
+        "commit": _commit(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def _commit() -> str:
+    """The commit, with "-dirty" if the code is not its; "" outside of a repository."""
+    found = _git("rev-parse", "HEAD").stdout.strip()
+    # What benchmarks write is tracked, too.
+    changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!benchmarks/results")
+    return f"{found}-dirty" if found and changed.returncode else found
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def write(path: str | os.PathLike, **measured: Any) -> None:

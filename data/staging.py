@@ -220,9 +220,10 @@ def _read_picture(case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
     raters = read_annotations(case, imaging.read_labels)
     for files, labels in zip(case.raters, raters, strict=True):
         if labels.shape != image.shape[:2]:
+            turned = labels.shape == image.shape[1::-1]
             raise InputError(
                 f"{files[0].path}: is {_size(labels.shape)}, its image {path} is "
-                f"{_size(image.shape)}"
+                f"{_size(image.shape)}" + (" (EXIF rotation is not applied)" if turned else "")
             )
     return image, raters
 

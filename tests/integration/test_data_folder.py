@@ -128,6 +128,10 @@ REFUSED = {
     "no mask": (remove("masks/b.png"), "image without mask: {root}/images/b.png"),
     "stem": (put("images/b.bmp", mask()), "{root}/images: b.bmp and b.png share a stem"),
     "size": (put("masks/b.png", WIDE), "masks/b.png: is 13x12, its image {root}/images/b.png is 1"),
+    "turned": (
+        lambda root: [put("masks/b.png", WIDE)(root), put("images/b.png", WIDE.T)(root)],
+        "masks/b.png: is 13x12, its image {root}/images/b.png is 12x13 (EXIF rotation is not",
+    ),
     "stray value": (put("masks/b.png", STRAY), "{root}/masks/b.png: label values 17 beside 255"),
     "undeclared value": (undeclared_value, "{root}/masks/b.png: label values 17 are not in"),
     "jpeg masks": (lossy_masks, "{root}/masks/a.jpg: JPEG compression left"),
