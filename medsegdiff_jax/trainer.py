@@ -12,10 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import parameter_overview
-from clu.metrics import Average
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
@@ -62,22 +61,23 @@ _NO_IDENTITY = (
     "model.remat",
 )
 
+_STEPS_AHEAD = 2  # that may wait for the devices beside the one that runs
+
 
 class LossWindow:
-    """Averages per-example terms between two reports, and finds the first step that went wrong."""
+    """Averages loss terms between two reports, and finds the first step that went wrong."""
 
     def __init__(self):
         """Starts empty."""
-        self._means: dict[str, Average] = {}
-        self._unchecked: list[tuple[int, dict[str, Array]]] = []
+        self._running: list[tuple[int, dict[str, Array]]] = []
+        self._means: list[dict[str, float]] = []
 
     def add(self, step: int, terms: dict[str, Array]) -> None:
-        """Adds the terms [B] and the gradient norm of one step, without waiting for the device."""
-        for name, values in terms.items():
-            mean = Average.from_model_output(values)
-            self._means[name] = self._means[name].merge(mean) if name in self._means else mean
-        watched = {"loss": terms["total"], "gradient": terms["grad_norm"]}
-        self._unchecked.append((step, watched))
+        """Adds the terms [B] and the gradient norm of one step, without waiting for its end."""
+        self._running.append((step, terms))
+        # Without end, the batches of all steps up to the next report could lie on the devices.
+        if len(self._running) > _STEPS_AHEAD:
+            jax.block_until_ready(self._running[-1 - _STEPS_AHEAD])
 
     def check(self) -> None:
         """Waits for the steps so far; to be called before their parameters are saved.
@@ -85,22 +85,25 @@ class LossWindow:
         Raises:
           FloatingPointError: a loss or a gradient was not finite; names the step.
         """
-        for step, watched in self._unchecked:
-            for name, value in watched.items():
-                if not bool(jnp.isfinite(value).all()):
+        for step, terms in jax.device_get(self._running):
+            for name, term in (("loss", "total"), ("gradient", "grad_norm")):
+                if not np.isfinite(terms[term]).all():
                     raise FloatingPointError(
                         f"the {name} is not finite at step {step}; the last checkpoint is kept "
                         "(a smaller optim.learning_rate or optim.grad_clip_norm usually helps)"
                     )
-        self._unchecked = []
+            self._means.append({name: float(np.mean(values)) for name, values in terms.items()})
+        self._running = []
 
     def empty(self) -> dict[str, float]:
         """Means since the last call; raises what `check` does."""
         self.check()
-        means, self._means = self._means, {}
+        means, self._means = self._means, []
         return {
-            name if name == "grad_norm" else f"loss/{name}": float(mean.compute())
-            for name, mean in means.items()
+            name if name == "grad_norm" else f"loss/{name}": float(
+                np.mean([m[name] for m in means])
+            )
+            for name in means[0]
         }
 
 
