@@ -2,15 +2,14 @@
 
 import shutil
 
-import nibabel as nib
 import numpy as np
 import pytest
-from nibabel import orientations
 
 from configs import amos2022
 from data.amos2022 import Builder
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
+from tests.layouts import ABDOMEN_LAYOUTS, blocks, case_ids, check_refused, load, remove, save_nifti
 
 TRAINING = (1, 4, 5, 402, 500, 501, 507, 600)  # up to 500 they are CT
 VALIDATION = (8, 13, 508)
@@ -35,30 +34,17 @@ ORGANS = {
 }
 
 
-def picture(values):
-    """16 x 16 pixels in 4 x 4 blocks of these 16 values."""
-    return np.kron(np.reshape(values, (4, 4)), np.ones((4, 4), int))
-
-
 def save(path, pictures, dtype, layout=0):
-    """Axial pictures (front at the top, patient's right at the left) as NIfTI, stored in a way
-    that depends on `layout`: voxel size, order and direction of the axes."""
-    codes, rows, columns = (("LAS", 2, 3), ("RPS", 1, 2), ("SLP", 3, 1), ("LPI", 1, 1))[layout % 4]
-    slices = np.stack([np.kron(one, np.ones((rows, columns), int)) for one in pictures])
-    affine = np.diag([0.7 / columns, 0.7 / rows, 5.0, 1.0])
-    affine[:3, 3] = -120, -80, 1000
-    image = nib.Nifti1Image(np.flip(slices, (1, 2)).transpose(2, 1, 0).astype(dtype), affine)
-    target = orientations.axcodes2ornt(codes)
-    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image.as_reoriented(turn), path)
+    """`layout` counts through ABDOMEN_LAYOUTS; all volumes are spaced alike."""
+    layout = ABDOMEN_LAYOUTS[layout % 4]
+    save_nifti(path, pictures, dtype, layout, (0.7, 0.7, 5.0), (-120, -80, 1000))
 
 
 # From below: empty, every organ in a block of its own (block 0 is background), one organ.
 LABELS = [
-    picture([0] * 16),
-    picture(range(16)),
-    picture([6] * 4 + [0] * 12),
+    blocks([0] * 16),
+    blocks(range(16)),
+    blocks([6] * 4 + [0] * 12),
 ]
 HU = [-1000, -160, -60, 40, 140, 240, 700] + [40] * 9
 
@@ -75,7 +61,7 @@ def root(tmp_path):
         for number in numbers:
             scale = 1 if number <= 500 else 1 + number % 7  # MR units mean nothing
             offset = 0 if number <= 500 else 1100  # and there are no negative ones
-            image = [picture([scale * (value + offset) for value in HU])] * len(LABELS)
+            image = [blocks([scale * (value + offset) for value in HU])] * len(LABELS)
             file = f"{name(number)}.nii.gz"
             save(folder / f"images{split}" / file, image, np.int16, number)
             save(folder / f"labels{split}" / file, LABELS, np.uint8, number)
@@ -89,33 +75,22 @@ def catalogue(path, variant="ct", fraction=0.25):
     return Builder.catalogue(path, variant, fraction)
 
 
-def ids(found):
-    return {split: [case.id for case in cases] for split, cases in found.splits.items()}
-
-
-def load(root, variant=""):
-    data = amos2022.get_config("default,tiny").data
-    data.path, data.image_size, data.variant = str(root), 16, variant
-    data.cache_dir = str(root.parent / "cache")
-    return input_pipeline.load(data)
-
-
 MEMBERS = {"ct": (CT, (8, 13)), "mr": (MR, (508,)), "ct+mr": (CT + MR, VALIDATION)}
 
 
 @pytest.mark.parametrize("variant", MEMBERS)
 def test_the_number_tells_ct_from_mr_and_validation_is_the_test_split(root, variant):
     training, test = MEMBERS[variant]
-    splits = ids(catalogue(root, variant))
+    splits = case_ids(catalogue(root, variant))
     assert splits["test"] == [name(number) for number in test]
     assert sorted(splits["train"] + splits["validation"]) == [name(number) for number in training]
     assert len(splits["validation"]) == round(len(training) / 4)
-    assert not ids(catalogue(root, variant, 0.0))["validation"]
+    assert not case_ids(catalogue(root, variant, 0.0))["validation"]
 
 
 def test_training_scans_for_validation_follow_from_their_names(root):
     # Pinned: a number from another version must not be of other patients.
-    assert ids(catalogue(root, "ct+mr"))["validation"] == ["amos_0402", "amos_0501"]
+    assert case_ids(catalogue(root, "ct+mr"))["validation"] == ["amos_0402", "amos_0501"]
 
 
 def test_classes_have_the_official_values(root):
@@ -125,16 +100,16 @@ def test_classes_have_the_official_values(root):
 
 
 def test_every_official_way_to_unpack_is_found(root):
-    expected = ids(catalogue(root))
-    assert ids(catalogue(root / "amos22")) == expected
+    expected = case_ids(catalogue(root))
+    assert case_ids(catalogue(root / "amos22")) == expected
     shutil.move(root / "amos22", root / "moved")
     shutil.move(root / "moved", root / "amos22" / "amos22")
-    assert ids(catalogue(root)) == expected
+    assert case_ids(catalogue(root)) == expected
 
 
 @pytest.mark.parametrize("variant", ["", "mr"])
 def test_every_organ_reaches_its_channel(root, variant):
-    dataset = load(root, variant)
+    dataset = load(amos2022, root, variant)
     assert dataset.task.classes == tuple(ORGANS.values())
     for split in ("train", "validation", "test"):
         for batch in input_pipeline.eval_batches(dataset, split, batch_size=3):
@@ -154,7 +129,7 @@ def centres(image):
 
 
 def test_ct_is_cut_to_the_soft_tissue_window(root):
-    dataset = load(root)
+    dataset = load(amos2022, root)
     assert dataset.task.modalities[0].window == (-160, 240)
     for batch in input_pipeline.eval_batches(dataset, "train", batch_size=3):
         wanted = [-1, -1, -0.5, 0, 0.5, 1, 1] + [0] * 9
@@ -163,16 +138,12 @@ def test_ct_is_cut_to_the_soft_tissue_window(root):
 
 @pytest.mark.parametrize("variant", ["mr", "ct+mr"])
 def test_without_window_every_volume_has_its_own_range(root, variant):
-    dataset = load(root, variant)
+    dataset = load(amos2022, root, variant)
     (modality,) = dataset.task.modalities
     assert modality.window is None and modality.name == {"mr": "MR"}.get(variant, "CT or MR")
     for batch in input_pipeline.eval_batches(dataset, "train", batch_size=3):
         wanted = [2 * (value + 1000) / 1700 - 1 for value in HU]
         np.testing.assert_allclose(centres(batch["image"][0, ..., 0]), wanted, atol=1e-4)
-
-
-def unlink(path):
-    return lambda root: (root / path).unlink()
 
 
 def only(keep, folder):
@@ -196,7 +167,7 @@ def validation_in_training(root):
 
 
 def strange_label(root):
-    labels = [picture([0] * 15 + [16])] * 3
+    labels = [blocks([0] * 15 + [16])] * 3
     save(root / "amos22/labelsTr/amos_0402.nii.gz", labels, np.uint8, 402)
 
 
@@ -205,25 +176,16 @@ def other_voxels(root):
 
 
 REFUSED = {
-    "no training set": (
-        lambda root: shutil.rmtree(root / "amos22/imagesTr"),
-        "{root}: has no folder amos22/imagesTr/",
-    ),
-    "no validation set": (
-        lambda root: shutil.rmtree(root / "amos22/imagesVa"),
-        "{root}/amos22/imagesVa: no such folder",
-    ),
-    "no labels": (
-        lambda root: shutil.rmtree(root / "amos22/labelsVa"),
-        "{root}/amos22/labelsVa: no such folder",
-    ),
+    "no training set": (remove("amos22/imagesTr"), "{root}: has no folder amos22/imagesTr/"),
+    "no validation set": (remove("amos22/imagesVa"), "{root}/amos22/imagesVa: no such folder"),
+    "no labels": (remove("amos22/labelsVa"), "{root}/amos22/labelsVa: no such folder"),
     "no CT": (only(MR, "Tr"), "{root}/amos22/imagesTr: no CT scan"),
     "image without mask": (
-        unlink("amos22/labelsTr/amos_0004.nii.gz"),
+        remove("amos22/labelsTr/amos_0004.nii.gz"),
         "image without mask: {root}/amos22/imagesTr/amos_0004.nii.gz",
     ),
     "mask without image": (
-        unlink("amos22/imagesVa/amos_0008.nii.gz"),
+        remove("amos22/imagesVa/amos_0008.nii.gz"),
         "mask without image: {root}/amos22/labelsVa/amos_0008.nii.gz",
     ),
     "leak": (validation_in_training, "one case in two splits: {root}/amos22/imagesTr/amos_0008"),
@@ -234,12 +196,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name(root, case):
-    damage, message = REFUSED[case]
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        load(root)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
+    check_refused(root, *REFUSED[case], lambda path: load(amos2022, path))
 
 
 def test_a_mirrored_abdomen_is_no_abdomen():
@@ -248,7 +205,7 @@ def test_a_mirrored_abdomen_is_no_abdomen():
 
 def test_path_and_variant_are_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"data\.path: .*zenodo"):
-        load(tmp_path / "absent")
+        load(amos2022, tmp_path / "absent")
     tmp_path.joinpath("here").mkdir()
     with pytest.raises(InputError, match=r"data\.variant: 'pet' is not one of 'ct', 'mr'"):
-        load(tmp_path / "here", "pet")
+        load(amos2022, tmp_path / "here", "pet")

@@ -2,15 +2,14 @@
 
 import shutil
 
-import nibabel as nib
 import numpy as np
 import pytest
-from nibabel import orientations
 
 from configs import brats2021
 from data.brats2021 import Builder
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
+from tests.layouts import HEAD_LAYOUTS, blocks_at, case_ids, check_refused, load, remove, save_nifti
 
 TRAINING = "RSNA_ASNR_MICCAI_BraTS2021_TrainingData"
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
@@ -19,34 +18,17 @@ CASES = [f"BraTS2021_{number:05d}" for number in NUMBERS]
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
 
 
-def picture(blocks, rest=0):
-    """16 x 16 pixels of `rest`, in 4 x 4 blocks of which some (number -> value) differ."""
-    values = np.full(16, rest)
-    for block, value in blocks.items():
-        values[block] = value
-    return np.kron(values.reshape(4, 4), np.ones((4, 4), int))
-
-
 def save(path, pictures, dtype, layout=0):
-    """Axial pictures (front at the top, patient's right at the left) as NIfTI, stored in a way
-    that depends on `layout`: voxel size, order and direction of the axes."""
-    codes, rows, columns = (("RAS", 1, 2), ("LPS", 2, 1), ("PIR", 3, 1), ("ASL", 1, 1))[layout % 4]
-    slices = np.stack([np.kron(one, np.ones((rows, columns), int)) for one in pictures])
-    affine = np.diag([1 / columns, 1 / rows, 3.0, 1.0])
-    affine[:3, 3] = -20, 5, 70
-    image = nib.Nifti1Image(np.flip(slices, (1, 2)).transpose(2, 1, 0).astype(dtype), affine)
-    target = orientations.axcodes2ornt(codes)
-    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image.as_reoriented(turn), path)
+    """`layout` counts through HEAD_LAYOUTS; all volumes are spaced alike."""
+    save_nifti(path, pictures, dtype, HEAD_LAYOUTS[layout % 4], (1.0, 1.0, 3.0), (-20, 5, 70))
 
 
 # From below: empty, three kinds of tissue, oedema alone, empty.
 LABELS = [
-    picture({}),
-    picture({5: OEDEMA, 6: NECROSIS, 9: ENHANCING}),
-    picture({5: OEDEMA, 10: OEDEMA}),
-    picture({}),
+    blocks_at({}),
+    blocks_at({5: OEDEMA, 6: NECROSIS, 9: ENHANCING}),
+    blocks_at({5: OEDEMA, 10: OEDEMA}),
+    blocks_at({}),
 ]
 
 
@@ -54,7 +36,7 @@ def write_case(folder, layout=0, suffix=".nii.gz"):
     """One case; each sequence is bright in a block of its own."""
     name = folder.name
     for index, sequence in enumerate(SEQUENCES):
-        image = [picture({index: 900 + 50 * index}, rest=100)] * len(LABELS)
+        image = [blocks_at({index: 900 + 50 * index}, rest=100)] * len(LABELS)
         save(folder / f"{name}_{sequence}{suffix}", image, np.int16, layout)
     save(folder / f"{name}_seg{suffix}", LABELS, np.uint8, layout)
 
@@ -78,17 +60,6 @@ def catalogue(path, variant="regions", fraction=0.25):
     return Builder.catalogue(path, variant, fraction)
 
 
-def ids(found):
-    return {split: [case.id for case in cases] for split, cases in found.splits.items()}
-
-
-def load(root, variant=""):
-    data = brats2021.get_config("default,tiny").data
-    data.path, data.image_size, data.variant = str(root), 16, variant
-    data.cache_dir = str(root.parent / "cache")
-    return input_pipeline.load(data)
-
-
 def test_a_case_is_a_patient_with_four_sequences(root):
     found = catalogue(root)
     case = next(case for case in found.cases if case.id == CASES[0])
@@ -101,7 +72,7 @@ def test_a_case_is_a_patient_with_four_sequences(root):
 
 
 def test_a_fifth_is_for_testing_whatever_the_rest(root):
-    splits = ids(catalogue(root))
+    splits = case_ids(catalogue(root))
     assert {split: len(cases) for split, cases in splits.items()} == {
         "train": 6,
         "validation": 2,
@@ -110,17 +81,17 @@ def test_a_fifth_is_for_testing_whatever_the_rest(root):
     assert sorted(sum(splits.values(), [])) == CASES
     # Pinned: a number from another version must not be of other patients.
     assert splits["test"] == ["BraTS2021_00005", "BraTS2021_00012"]
-    assert ids(catalogue(root, fraction=0.0))["test"] == splits["test"]
-    assert not ids(catalogue(root, fraction=0.0))["validation"]
+    assert case_ids(catalogue(root, fraction=0.0))["test"] == splits["test"]
+    assert not case_ids(catalogue(root, fraction=0.0))["validation"]
 
 
 def test_every_official_way_to_unpack_is_found(root):
-    expected = ids(catalogue(root))
-    assert ids(catalogue(root / TRAINING)) == expected
+    expected = case_ids(catalogue(root))
+    assert case_ids(catalogue(root / TRAINING)) == expected
     for index, name in enumerate(CASES):  # as on TCIA
         source = root / "tcia" / ("UPENN-GBM" if index % 2 else "TCGA-LGG")
         shutil.copytree(root / TRAINING / name, source / name)
-    assert ids(catalogue(root / "tcia")) == expected
+    assert case_ids(catalogue(root / "tcia")) == expected
 
 
 REGIONS = {
@@ -143,7 +114,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_labels_become_the_regions_of_the_variant(root, variant):
     expected, exclusive, stored = VARIANTS[variant]
-    dataset = load(root, variant)
+    dataset = load(brats2021, root, variant)
     assert dataset.task.classes == tuple(expected) and dataset.task.exclusive == exclusive
     first = 1 if dataset.task.one_hot else 0  # channel 0 is the background
     seen = []
@@ -153,7 +124,7 @@ def test_labels_become_the_regions_of_the_variant(root, variant):
             seen.append(batch["id"][0].rpartition("/")[0])
             for channel, name in enumerate(expected, start=first):
                 for mask, blocks in zip(batch["mask"], expected[name], strict=True):
-                    wanted = picture(dict.fromkeys(blocks, 1))
+                    wanted = blocks_at(dict.fromkeys(blocks, 1))
                     np.testing.assert_array_equal(mask[..., channel], wanted, f"{seen[-1]} {name}")
     assert sorted(seen) == CASES  # a batch of four slices is a volume
     values = {int(v) for example in dataset.sources["train"] for v in np.unique(example["labels"])}
@@ -161,7 +132,7 @@ def test_labels_become_the_regions_of_the_variant(root, variant):
 
 
 def test_every_sequence_is_a_channel_scaled_by_itself(root):
-    dataset = load(root)
+    dataset = load(brats2021, root)
     for batch in input_pipeline.eval_batches(dataset, "train", batch_size=4):
         for channel in range(4):
             image = batch["image"][1, ..., channel]
@@ -174,7 +145,7 @@ def test_every_sequence_is_a_channel_scaled_by_itself(root):
 def damage_label(root):
     """As BraTS 2023 writes it."""
     path = root / TRAINING / CASES[4] / f"{CASES[4]}_seg.nii.gz"
-    save(path, [picture({2: 3})] * 4, np.uint8, layout=4)
+    save(path, [blocks_at({2: 3})] * 4, np.uint8, layout=4)
 
 
 def rename(old, new):
@@ -182,20 +153,17 @@ def rename(old, new):
 
 
 REFUSED = {
-    "no case": (
-        lambda root: shutil.rmtree(root / TRAINING),
-        "{root}: has no folder BraTS2021_00000/",
-    ),
+    "no case": (remove(TRAINING), "{root}: has no folder BraTS2021_00000/"),
     "empty": (
         lambda root: [shutil.rmtree(root / TRAINING / name) for name in CASES],
         "{root}/" + TRAINING + ": has no folder BraTS2021_00000/",
     ),
     "sequence": (
-        lambda root: (root / TRAINING / CASES[1] / f"{CASES[1]}_t1ce.nii.gz").unlink(),
+        remove(f"{TRAINING}/{CASES[1]}/{CASES[1]}_t1ce.nii.gz"),
         "{root}/" + f"{TRAINING}/{CASES[1]}: has no {CASES[1]}_t1ce.nii.gz",
     ),
     "labels": (
-        lambda root: (root / TRAINING / CASES[1] / f"{CASES[1]}_seg.nii.gz").unlink(),
+        remove(f"{TRAINING}/{CASES[1]}/{CASES[1]}_seg.nii.gz"),
         f"{CASES[1]}: has no {CASES[1]}_seg.nii.gz; cases without labels are not used",
     ),
     "both suffixes": (
@@ -212,17 +180,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name(root, name):
-    damage, message = REFUSED[name]
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        load(root)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
+    check_refused(root, *REFUSED[name], lambda path: load(brats2021, path))
 
 
 def test_path_and_variant_are_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"data\.path: .*" + TRAINING):
-        load(tmp_path / "absent")
+        load(brats2021, tmp_path / "absent")
     tmp_path.joinpath("here").mkdir()
     with pytest.raises(InputError, match=r"data\.variant: 'edema' is not one of 'regions'"):
-        load(tmp_path / "here", "edema")
+        load(brats2021, tmp_path / "here", "edema")

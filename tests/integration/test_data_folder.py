@@ -6,20 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import base
 from data import builder, staging
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
+from tests.layouts import check_refused, remove, save_image, text
 
 SIDE = 12
-
-
-def write(path, array, **kwargs):
-    """Saves an array as an image, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(array)).save(path, **kwargs)
 
 
 def mask(value=255):
@@ -35,8 +29,9 @@ def root(tmp_path):
     folder = tmp_path / "input"
     rng = np.random.default_rng(0)
     for name in "abcdef":
-        write(folder / "images" / f"{name}.png", rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8))
-        write(folder / "masks" / f"{name}.png", mask())
+        image = rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+        save_image(folder / "images" / f"{name}.png", image)
+        save_image(folder / "masks" / f"{name}.png", mask())
     for split, names in (("train", "abcd"), ("val", "e"), ("test", "f")):
         (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
     return folder
@@ -65,17 +60,7 @@ def ids(dataset):
 
 def put(name, array):
     """Damage: this image at root/name."""
-    return lambda root: write(root / name, array)
-
-
-def text(name, content):
-    """Damage: this text at root/name."""
-    return lambda root: (root / name).write_text(content)
-
-
-def remove(name):
-    """Damage: no file or folder at root/name."""
-    return lambda root: (shutil.rmtree if (root / name).is_dir() else os.unlink)(root / name)
+    return lambda root: save_image(root / name, array)
 
 
 def truncate(name):
@@ -95,14 +80,14 @@ def undeclared_value(root):
 
 def not_finite(root):
     remove("images/b.png")(root)
-    write(root / "images" / "b.tif", np.full((SIDE, SIDE), np.nan, np.float32))
+    save_image(root / "images" / "b.tif", np.full((SIDE, SIDE), np.nan, np.float32))
 
 
 def lossy_masks(root):
     for path in (root / "masks").iterdir():
         path.unlink()
         disc = np.hypot(*(np.mgrid[:SIDE, :SIDE] - 5.3)) < 4.2
-        write(path.with_suffix(".jpg"), disc.astype(np.uint8) * 255, quality=60)
+        save_image(path.with_suffix(".jpg"), disc.astype(np.uint8) * 255, quality=60)
 
 
 def missing_rater(root):
@@ -113,7 +98,7 @@ def missing_rater(root):
 
 def all_empty(root):
     for path in (root / "masks").iterdir():
-        write(path, mask(0))
+        save_image(path, mask(0))
 
 
 STRAY = np.where(np.eye(SIDE), 17, mask()).astype(np.uint8)
@@ -171,12 +156,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name(root, name):
-    damage, message = REFUSED[name]
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        load(root)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
+    check_refused(root, *REFUSED[name], load)
     assert not list(root.parent.glob("cache/folder/*"))
 
 
@@ -211,7 +191,7 @@ def test_a_folder_becomes_a_dataset(root):
 
 
 def test_the_report_counts_empty_masks_and_names_unused_images(root):
-    write(root / "masks" / "a.png", mask(0))
+    save_image(root / "masks" / "a.png", mask(0))
     (root / "train.txt").write_text("a\nb\n")
     lines = load(root).report.splitlines()
     assert lines[1] == "  cases   train 2, validation 1, test 1"
@@ -266,12 +246,12 @@ def test_an_unchanged_folder_is_not_prepared_again(root, monkeypatch):
 def test_any_change_makes_a_new_dataset(root):
     (root / "masks" / "a.png").unlink()
     path = root / "masks" / "a.bmp"  # uncompressed: other pixels, same size
-    write(path, mask())
+    save_image(path, mask())
     size = path.stat().st_size
     prints = [load(root).fingerprint]
     os.utime(path, ns=(1, 1))  # the same content at another time
     assert load(root).fingerprint == prints[0]
-    write(path, np.roll(mask(), 1))
+    save_image(path, np.roll(mask(), 1))
     assert path.stat().st_size == size
     prints.append(load(root).fingerprint)
     np.testing.assert_array_equal(load(root).sources["train"][0]["labels"][0][:, 0], 0)
@@ -344,7 +324,7 @@ def test_the_same_image_in_two_splits_is_reported(root):
 def test_several_raters(root):
     shutil.copytree(root / "masks", root / "masks_one")
     for path in (root / "masks").iterdir():
-        write(root / "masks_two" / path.name, np.roll(mask(), 3, axis=0))
+        save_image(root / "masks_two" / path.name, np.roll(mask(), 3, axis=0))
     dataset = load(root, image_size=SIDE)
     labels = dataset.sources["train"][0]["labels"]
     np.testing.assert_array_equal(labels, [mask(), np.roll(mask(), 3, axis=0)])
@@ -356,9 +336,9 @@ def test_several_raters(root):
 def test_unnamed_classes_are_named_by_their_values(root):
     labels = mask(1)
     labels[5:7, 5:7] = 3
-    write(root / "masks" / "b.png", labels)
+    save_image(root / "masks" / "b.png", labels)
     for name in "acdef":
-        write(root / "masks" / f"{name}.png", mask(1))
+        save_image(root / "masks" / f"{name}.png", mask(1))
     task = load(root).task
     assert task.classes == ("class_1", "class_3") and task.label_values == (1, 3)
     assert task.exclusive and task.mask_channels == 3
@@ -371,7 +351,7 @@ def test_declared_classes(root, exclusive):
     labels = mask(1)
     labels[5:7, 5:7] = 2 if exclusive else 3
     for path in (root / "masks").iterdir():
-        write(path, labels)
+        save_image(path, labels)
     dataset = load(root, image_size=SIDE)
     assert dataset.task.classes == ("disc", "cup") and dataset.task.exclusive is exclusive
     (batch,) = input_pipeline.eval_batches(dataset, "test", batch_size=1)
@@ -383,7 +363,7 @@ def test_declared_classes(root, exclusive):
 
 
 def test_grey_and_colour_images_become_colour(root):
-    write(root / "images" / "b.png", np.dstack([mask(200), mask(0), mask(0)]))
+    save_image(root / "images" / "b.png", np.dstack([mask(200), mask(0), mask(0)]))
     dataset = load(root, image_size=SIDE)
     assert dataset.image_shape == (SIDE, SIDE, 3)
     grey, colour = (dataset.sources["train"][i]["image"] for i in (0, 1))
@@ -394,6 +374,6 @@ def test_grey_and_colour_images_become_colour(root):
 
 def test_sixteen_bit_images_stay_so(root):
     for path in (root / "images").iterdir():
-        write(path, mask(1).astype(np.uint16) * 40000)
+        save_image(path, mask(1).astype(np.uint16) * 40000)
     image = load(root, image_size=SIDE).sources["train"][0]["image"]
     assert image.dtype == np.uint16 and image.max() == 40000

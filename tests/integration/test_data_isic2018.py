@@ -4,16 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import isic2018
 from data.isic2018 import Builder
 from medsegdiff_jax import input_pipeline
-from medsegdiff_jax.types import InputError
+from tests.layouts import SIDE, case_ids, check_refused, load, remove, save_image
 
-SIDE = 16
 # Height and width of the pictures; the first three are multiples of SIDE.
 SIZES = ((32, 48), (64, 32), (48, 80), (31, 45), (32, 32), (16, 96))
+INPUT, TRUTH = "ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth"
 SETS = {"Training": range(12), "Validation": range(12, 15), "Test": range(15, 19)}
 
 
@@ -37,10 +36,7 @@ def lesion(number, size):
 
 
 def folders(root, official):
-    return (
-        root / f"ISIC2018_Task1-2_{official}_Input",
-        root / f"ISIC2018_Task1_{official}_GroundTruth",
-    )
+    return root / INPUT.format(official), root / TRUTH.format(official)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +55,11 @@ def official(tmp_path_factory):
         for number in numbers:
             size = SIZES[number % len(SIZES)]
             image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(image).save(inputs / f"{stem(number)}.jpg")
-            mask = Image.fromarray(lesion(number, size))
-            mask.save(truths / f"{stem(number)}_segmentation.png")
+            save_image(inputs / f"{stem(number)}.jpg", image)
+            save_image(truths / f"{stem(number)}_segmentation.png", lesion(number, size))
     inputs, truths = folders(root, "Training")
     (inputs / f"._{stem(0)}.jpg").write_bytes(b"no picture")
-    Image.new("L", (9, 9)).save(inputs / f"{stem(0)}_superpixels.png")
+    save_image(inputs / f"{stem(0)}_superpixels.png", np.zeros((9, 9), np.uint8))
     return root
 
 
@@ -76,8 +71,7 @@ def root(official, tmp_path):
 
 def splits(root, fraction=0.25):
     """Split -> case ids."""
-    found = Builder.catalogue(root, "", fraction).splits
-    return {split: [case.id for case in cases] for split, cases in found.items()}
+    return case_ids(Builder.catalogue(root, "", fraction))
 
 
 def ids(name):
@@ -141,18 +135,6 @@ def test_names_with_capitals(root):
     assert splits(root)["train"] == ids("Training")
 
 
-def no_image(root):
-    (folders(root, "Test")[0] / f"{stem(16)}.jpg").unlink()
-
-
-def no_mask(root):
-    (folders(root, "Training")[1] / f"{stem(4)}_segmentation.png").unlink()
-
-
-def no_training(root):
-    shutil.rmtree(folders(root, "Training")[1])
-
-
 def nothing_unpacked(root):
     for path in folders(root, "Validation")[0].glob("*.jpg"):
         path.unlink()
@@ -167,15 +149,22 @@ def in_two_splits(root):
 def grey_edge(root):
     labels = lesion(2, (32, 48))
     labels[0, 0] = 128
-    path = folders(root, "Training")[1] / f"{stem(2)}_segmentation.png"
-    Image.fromarray(labels).save(path)
+    save_image(folders(root, "Training")[1] / f"{stem(2)}_segmentation.png", labels)
 
 
-INPUT, TRUTH = "ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth"
 REFUSED = {
-    "no image": (no_image, f"mask without image: {{root}}/{TRUTH.format('Test')}/ISIC_0000016_seg"),
-    "no mask": (no_mask, f"without mask: {{root}}/{INPUT.format('Training')}/ISIC_0000004.jpg"),
-    "no training": (no_training, f"{{root}}: needs the folders {INPUT.format('Training')}/ and"),
+    "no image": (
+        remove(f"{INPUT.format('Test')}/{stem(16)}.jpg"),
+        f"mask without image: {{root}}/{TRUTH.format('Test')}/ISIC_0000016_seg",
+    ),
+    "no mask": (
+        remove(f"{TRUTH.format('Training')}/{stem(4)}_segmentation.png"),
+        f"without mask: {{root}}/{INPUT.format('Training')}/ISIC_0000004.jpg",
+    ),
+    "no training": (
+        remove(TRUTH.format("Training")),
+        f"{{root}}: needs the folders {INPUT.format('Training')}/ and",
+    ),
     "empty": (nothing_unpacked, f"{{root}}/{INPUT.format('Validation')}: no file *.jpg"),
     "two splits": (in_two_splits, f"{{root}}/{INPUT.format('Training')}/ISIC_0000005.jpg and"),
 }
@@ -183,30 +172,16 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name(root, name):
-    damage, message = REFUSED[name]
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        Builder.catalogue(root, "", 0.1)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
+    check_refused(root, *REFUSED[name], lambda path: Builder.catalogue(path, "", 0.1))
 
 
-def config(root, cache):
-    """The shipped config with a small picture."""
-    data = isic2018.get_config("default,tiny").data
-    data.path, data.cache_dir, data.image_size = str(root), str(cache), SIDE
-    return data
-
-
-def test_other_labels_than_0_and_255_are_refused(root, tmp_path):
-    grey_edge(root)
-    with pytest.raises(InputError) as caught:
-        input_pipeline.load(config(root, tmp_path / "cache"))
-    assert "ISIC_0000002_segmentation.png: holds labels [128]" in str(caught.value)
+def test_other_labels_than_0_and_255_are_refused(root):
+    message = "ISIC_0000002_segmentation.png: holds labels [128]"
+    check_refused(root, grey_edge, message, lambda path: load(isic2018, path))
 
 
 def test_from_files_to_batches(official, tmp_path):
-    dataset = input_pipeline.load(config(official, tmp_path / "cache"))
+    dataset = load(isic2018, official, cache=tmp_path / "cache")
     assert dataset.task.classes == ("lesion",) and dataset.task.label_values == (1,)
     assert dataset.image_shape == (SIDE, SIDE, 3)
     assert {split: len(source) for split, source in dataset.sources.items()} == {

@@ -4,15 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import refuge2
 from data.refuge2 import Builder
 from data.refuge2.refuge2_dataset_builder import RATERS
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
+from tests.layouts import SIDE, case_ids, check_refused, load, painted, remove, save_image
 
-SIDE = 16
 SIZES = ((32, 48), (64, 32), (48, 80))  # multiples of SIDE; train and test differ in reality too
 STEMS = {
     "train": ("g0001", "g0002", "n0001", "n0002", "n0003", "n0004"),
@@ -43,23 +42,9 @@ DISC = (4, 12, 3, 11)  # first and last + 1 row and column, in cells of a SIDE x
 CUP = (6, 10, 5, 8)
 
 
-def painted(size, background, *regions):
-    """A label map with boxes of cells, ((box, value), ...), painted in order."""
-    labels = np.full(size, background, np.uint8)
-    height, width = size[0] // SIDE, size[1] // SIDE
-    for (top, bottom, left, right), value in regions:
-        labels[top * height : bottom * height, left * width : right * width] = value
-    return labels
-
-
 def grid(box):
     """The box at the size of the examples."""
     return painted((SIDE, SIDE), 0, (box, 1))
-
-
-def write(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 def photograph(size):
@@ -77,8 +62,8 @@ def release(root, layout):
             }
             images, masks = (root / path.format(**words) for path in layout[split])
             size = SIZES[index % len(SIZES)]
-            write(images / f"{stem}.jpg", photograph(size))
-            write(masks / f"{stem}.bmp", painted(size, 255, (DISC, 128), (CUP, 0)))
+            save_image(images / f"{stem}.jpg", photograph(size))
+            save_image(masks / f"{stem}.bmp", painted(size, 255, (DISC, 128), (CUP, 0)))
             (images / "Thumbs.db").write_bytes(b"")
             (masks / f"._{stem}.bmp").write_bytes(b"no picture")
     debris = root / "__MACOSX" / "Training400"
@@ -94,8 +79,7 @@ def root(tmp_path):
 
 def splits(root, variant="refuge2", fraction=0.25):
     """Split -> case ids."""
-    found = Builder.catalogue(root, variant, fraction).splits
-    return {split: [case.id for case in cases] for split, cases in found.items()}
+    return case_ids(Builder.catalogue(root, variant, fraction))
 
 
 OFFICIAL = {split: list(stems) for split, stems in STEMS.items()}
@@ -173,13 +157,13 @@ def rated(tmp_path):
         for index, name in enumerate(names):
             size = SIZES[index % len(SIZES)]
             case = root / folder / name
-            write(case / f"{name}.jpg", photograph(size))
+            save_image(case / f"{name}.jpg", photograph(size))
             for rater in range(7):
                 # Both conventions of a foreground: 255 as published, 1 as after some tools.
                 value = 1 if rater == 6 else 255
-                disc, cup = rated_shapes(rater)
-                write(case / f"{name}_seg_disc_{rater + 1}.png", painted(size, 0, (disc, value)))
-                write(case / f"{name}_seg_cup_{rater + 1}.png", painted(size, 0, (cup, value)))
+                for kind, box in zip(("disc", "cup"), rated_shapes(rater), strict=True):
+                    labels = painted(size, 0, (box, value))
+                    save_image(case / f"{name}_seg_{kind}_{rater + 1}.png", labels)
             (case / ".DS_Store").write_bytes(b"\0")
         (root / folder / ".ipynb_checkpoints").mkdir()
         (root / folder / "__MACOSX").mkdir()
@@ -209,18 +193,6 @@ def test_where_the_raters_folders_may_lie(rated, tmp_path):
     shutil.rmtree(outer / "REFUGE-Multirater" / "Test-400")
     assert splits(outer, "multirater")["test"] == []
     assert Builder.catalogue(outer, "multirater", 0.1).notes
-
-
-def remove(path):
-    """Damage: no file or folder there."""
-
-    def damage(root):
-        if (root / path).is_dir():
-            shutil.rmtree(root / path)
-        else:
-            (root / path).unlink()
-
-    return damage
 
 
 def copied(source, target):
@@ -270,32 +242,18 @@ REFUSED_RATED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name(root, name):
-    refused(root, "refuge2", *REFUSED[name])
+    check_refused(root, *REFUSED[name], lambda path: Builder.catalogue(path, "refuge2", 0.1))
 
 
 @pytest.mark.parametrize("name", REFUSED_RATED)
 def test_what_cannot_be_right_of_raters_is_refused_by_name(rated, name):
-    refused(rated, "multirater", *REFUSED_RATED[name])
-
-
-def refused(root, variant, damage, message):
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        Builder.catalogue(root, variant, 0.1)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
-
-
-def load(root, variant):
-    """The dataset with the shipped config and a small picture."""
-    data = refuge2.get_config("default,tiny").data
-    data.path, data.cache_dir = str(root), str(root.parent / "cache")
-    data.image_size, data.variant = SIDE, variant
-    return input_pipeline.load(data)
+    check_refused(
+        rated, *REFUSED_RATED[name], lambda path: Builder.catalogue(path, "multirater", 0.1)
+    )
 
 
 def test_from_files_to_batches(root):
-    dataset = load(root, "")  # the first variant
+    dataset = load(refuge2, root, "")  # the first variant
     assert dataset.task.classes == ("disc", "cup") and not dataset.task.exclusive
     assert dataset.image_shape == (SIDE, SIDE, 3)
     for stem, example in zip(OFFICIAL["train"], dataset.sources["train"], strict=True):
@@ -308,14 +266,14 @@ def test_from_files_to_batches(root):
 
 def test_unknown_labels_are_refused(root):
     path = root / "REFUGE-Validation400-GT" / "Disc_Cup_Masks" / "V0001.bmp"
-    write(path, painted(SIZES[0], 255, (DISC, 127)))
+    save_image(path, painted(SIZES[0], 255, (DISC, 127)))
     with pytest.raises(InputError) as caught:
-        load(root, "refuge2")
+        load(refuge2, root, "refuge2")
     assert "V0001.bmp: holds labels [127]" in str(caught.value)
 
 
 def test_from_raters_to_batches(rated):
-    dataset = load(rated, "multirater")
+    dataset = load(refuge2, rated, "multirater")
     example = dataset.sources["test"][0]
     assert example["labels"].shape == (7, SIDE, SIDE)
     for rater, labels in enumerate(example["labels"]):

@@ -4,14 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import tnmix
 from data.tnmix import Builder
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
+from tests.layouts import SIDE, case_ids, check_refused, load, painted, remove, save_image
 
-SIDE = 16
 SIZES = ((32, 48), (64, 32), (48, 80))  # multiples of SIDE
 TNSCUI, DDTI = "TNSCUI2020_train", "DDTI/1_or_data"
 COUNTS = {TNSCUI: 20, DDTI: 10}
@@ -23,22 +22,16 @@ def box(index):
 
 
 def nodule(index, size=(SIDE, SIDE), value=1):
-    labels = np.zeros(size, np.uint8)
-    height, width = size[0] // SIDE, size[1] // SIDE
-    top, bottom, left, right = box(index)
-    labels[top * height : bottom * height, left * width : right * width] = value
-    return labels
+    return painted(size, 0, (box(index), value))
 
 
 def write(root, source, name, index, one_bit=False):
     """An ultrasound image and its mask."""
     size = SIZES[index % len(SIZES)]
     image = np.random.default_rng(index).integers(0, 256, size, dtype=np.uint8)
-    mask = Image.fromarray(nodule(index, size, 255))
-    for kind in ("image", "mask"):
-        (root / source / kind).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(root / source / "image" / name)
-    (mask.convert("1") if one_bit else mask).save(root / source / "mask" / name)
+    mask = nodule(index, size, 255)
+    save_image(root / source / "image" / name, image)
+    save_image(root / source / "mask" / name, mask > 0 if one_bit else mask)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +57,7 @@ def root(official, tmp_path):
 
 def splits(root, fraction=0.25):
     """Split -> case ids."""
-    found = Builder.catalogue(root, "", fraction).splits
-    return {split: [case.id for case in cases] for split, cases in found.items()}
+    return case_ids(Builder.catalogue(root, "", fraction))
 
 
 EXPECTED = {f"tnscui_{i + 1:05d}" for i in range(20)} | {f"ddti_{i:04d}" for i in range(10)}
@@ -111,18 +103,6 @@ def test_where_the_folders_may_lie(root):
     assert splits(root) == expected
 
 
-def remove(path):
-    """Damage: no file or folder there."""
-
-    def damage(root):
-        if (root / path).is_dir():
-            shutil.rmtree(root / path)
-        else:
-            (root / path).unlink()
-
-    return damage
-
-
 def both(root):
     remove(TNSCUI)(root)
     remove("DDTI")(root)
@@ -146,31 +126,18 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name(root, name):
-    damage, message = REFUSED[name]
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        Builder.catalogue(root, "", 0.1)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
-
-
-def load(root, cache):
-    """The dataset with the shipped config and a small picture."""
-    data = tnmix.get_config("default,tiny").data
-    data.path, data.cache_dir, data.image_size = str(root), str(cache), SIDE
-    return input_pipeline.load(data)
+    check_refused(root, *REFUSED[name], lambda path: Builder.catalogue(path, "", 0.1))
 
 
 def test_grey_values_in_a_mask_are_refused(root, tmp_path):
-    path = root / DDTI / "mask" / "0002.PNG"
-    Image.fromarray(nodule(2, SIZES[2], 200)).save(path)
+    save_image(root / DDTI / "mask" / "0002.PNG", nodule(2, SIZES[2], 200))
     with pytest.raises(InputError) as caught:
-        load(root, tmp_path / "cache")
+        load(tnmix, root, cache=tmp_path / "cache")
     assert "0002.PNG: holds labels [200]" in str(caught.value)
 
 
 def test_from_files_to_batches(official, tmp_path):
-    dataset = load(official, tmp_path / "cache")
+    dataset = load(tnmix, official, cache=tmp_path / "cache")
     assert dataset.task.classes == ("nodule",) and dataset.image_shape == (SIDE, SIDE, 1)
     seen = {}
     for source in dataset.sources.values():

@@ -6,31 +6,17 @@ import shutil
 import pytest
 
 from data.folder.decathlon import decathlon_catalogue
-from medsegdiff_jax.types import InputError
-
-CASES = [f"case_{number:03d}" for number in (1, 3, 4, 6, 7, 8, 14, 15, 17, 19)]
-
-DECATHLON = {
-    "name": "Example",
-    "modality": {"0": "FLAIR", "1": "T1w"},
-    "labels": {"0": "background", "1": "core", "3": "rim", "2": "oedema"},
-    "test": ["./imagesTs/case_002.nii.gz"],
-    "training": [
-        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-        for name in reversed(CASES)
-    ],
-}
-NNUNET = {
-    "channel_names": {"0": "FLAIR", "1": "T1w"},
-    "labels": {"background": 0, "whole": [1, 2, 3], "core": [1, 3], "rim": 3},
-    "regions_class_order": [2, 1, 3],
-    "numTraining": len(CASES),
-    "file_ending": ".nii.gz",
-}
-
-
-def write_json(root, fields):
-    (root / "dataset.json").write_text(json.dumps(fields), encoding="utf-8")
+from tests.layouts import (
+    CASES,
+    DECATHLON,
+    NNUNET,
+    case_ids,
+    check_refused,
+    remove,
+    text,
+    touch,
+    write_json,
+)
 
 
 def change(**fields):
@@ -39,17 +25,6 @@ def change(**fields):
     def damage(root):
         about = json.loads((root / "dataset.json").read_text()) | fields
         write_json(root, {key: value for key, value in about.items() if value is not None})
-
-    return damage
-
-
-def touch(*names):
-    """Damage: empty files, since a catalogue looks at names alone."""
-
-    def damage(root):
-        for name in names:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).touch()
 
     return damage
 
@@ -85,8 +60,7 @@ def root(request):
 
 
 def ids(root, fraction=0.25):
-    splits = decathlon_catalogue(root, fraction).splits
-    return {split: [case.id for case in cases] for split, cases in splits.items()}
+    return case_ids(decathlon_catalogue(root, fraction))
 
 
 def write_list(root, name, cases):
@@ -242,14 +216,6 @@ def test_a_test_list_replaces_the_labelled_test_images(root):
     assert sorted(splits["train"] + splits["validation"]) == CASES[:2] + CASES[3:]
 
 
-def unlink(name):
-    return lambda root: (root / name).unlink()
-
-
-def text(name, content):
-    return lambda root: (root / name).write_text(content)
-
-
 def same_case_twice(root):
     add_test_set(root, [CASES[0]], [CASES[0]])
 
@@ -264,7 +230,7 @@ def entry(image, label="./labelsTr/case_001.nii.gz"):
 
 
 BOTH = {
-    "no json": (unlink("dataset.json"), "{root}: has imagesTr/ but no dataset.json"),
+    "no json": (remove("dataset.json"), "{root}: has imagesTr/ but no dataset.json"),
     "broken json": (text("dataset.json", '{"labels": '), "dataset.json: cannot be read as JSON"),
     "json list": (text("dataset.json", "[]"), "{root}/dataset.json: is no JSON object"),
     "no labels": (change(labels=None), '{root}/dataset.json: needs {{"labels"'),
@@ -303,7 +269,7 @@ BOTH = {
         "{root}/dataset.json: 17 regions; at most 16 can be",
     ),
     "ending": (change(file_ending=".png"), "{root}/dataset.json: file_ending '.png'"),
-    "images": (lambda root: shutil.rmtree(root / "labelsTr"), "labelsTr"),
+    "images": (remove("labelsTr"), "labelsTr"),
     "list": (text("val.txt", "case_999\n"), "{root}/val.txt: no image in imagesTr/ or"),
     "no test images": (only_test_labels, "{root}/imagesTs: no such folder"),
     "test label alone": (
@@ -314,11 +280,11 @@ BOTH = {
 }
 DECATHLON_ONLY = {
     "missing image": (
-        unlink("imagesTr/case_004.nii.gz"),
+        remove("imagesTr/case_004.nii.gz"),
         "{root}/dataset.json: lists files that do not exist: {root}/imagesTr/case_004.nii.gz",
     ),
     "missing label": (
-        unlink("labelsTr/case_004.nii.gz"),
+        remove("labelsTr/case_004.nii.gz"),
         "{root}/dataset.json: lists files that do not exist: {root}/labelsTr/case_004.nii.gz",
     ),
     "listed twice": (
@@ -337,7 +303,7 @@ DECATHLON_ONLY = {
 }
 NNUNET_ONLY = {
     "missing channel": (
-        unlink("imagesTr/case_004_0001.nii.gz"),
+        remove("imagesTr/case_004_0001.nii.gz"),
         "{root}/imagesTr: has no case_004_0001.nii.gz",
     ),
     "third channel": (
@@ -349,7 +315,7 @@ NNUNET_ONLY = {
         "{root}/imagesTr/case_004.nii.gz: its name does not end in the number of a channel",
     ),
     "image without mask": (
-        unlink("labelsTr/case_004.nii.gz"),
+        remove("labelsTr/case_004.nii.gz"),
         "image without mask: {root}/imagesTr/case_004_0000.nii.gz",
     ),
     "mask without image": (
@@ -359,24 +325,20 @@ NNUNET_ONLY = {
 }
 
 
-def check_refused(root, damage, message):
-    damage(root)
-    with pytest.raises(InputError) as caught:
-        decathlon_catalogue(root, 0.1)
-    line = str(caught.value)
-    assert message.format(root=root) in line and "\n" not in line
+def catalogue(root):
+    return decathlon_catalogue(root, 0.1)
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_what_cannot_be_right_is_refused_by_name(root, name):
-    check_refused(root, *BOTH[name])
+    check_refused(root, *BOTH[name], catalogue)
 
 
 @pytest.mark.parametrize("name", DECATHLON_ONLY)
 def test_what_a_decathlon_folder_must_have(decathlon, name):
-    check_refused(decathlon, *DECATHLON_ONLY[name])
+    check_refused(decathlon, *DECATHLON_ONLY[name], catalogue)
 
 
 @pytest.mark.parametrize("name", NNUNET_ONLY)
 def test_what_an_nnunet_folder_must_have(nnunet, name):
-    check_refused(nnunet, *NNUNET_ONLY[name])
+    check_refused(nnunet, *NNUNET_ONLY[name], catalogue)

@@ -5,23 +5,20 @@ import pytest
 from data.catalogue import share
 from data.folder import Builder
 from data.folder.lists import assign
+from tests.layouts import case_ids, touch
 
 
 def split_names(root, fraction=0.1):
     """Split -> case ids by the index alone."""
-    splits = Builder.catalogue(root, "", fraction).splits
-    return {split: [case.id for case in cases] for split, cases in splits.items()}
+    return case_ids(Builder.catalogue(root, "", fraction))
 
 
 @pytest.fixture
 def many(tmp_path):
     """Forty cases without lists; empty files, since an index looks at names alone."""
-    folder = tmp_path / "many"
-    for kind in ("images", "masks"):
-        (folder / kind).mkdir(parents=True)
-        for number in range(40):
-            (folder / kind / f"{number:02d}.png").touch()
-    return folder
+    for number in range(40):
+        touch(f"images/{number:02d}.png", f"masks/{number:02d}.png")(tmp_path / "many")
+    return tmp_path / "many"
 
 
 def assert_partition(splits, count=40):

@@ -19,6 +19,7 @@ from medsegdiff_jax import imaging, scoring
 from medsegdiff_jax.groups import read_groups, write_groups
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.types import InputError, Task
+from tests.layouts import case_ids, touch
 
 # Patient p0 has 1 image, p1 has 2, ..., p9 has 10.
 PATIENTS = {
@@ -27,24 +28,17 @@ PATIENTS = {
 TASK = Task(("foreground",), (255,), True, 1)
 
 
-def touch(folder, names):
-    folder.mkdir(parents=True)
-    for name in names:
-        (folder / name).touch()
-
-
 @pytest.fixture
 def root(tmp_path):
     """Empty files, since an index looks at names alone."""
-    for kind in ("images", "masks"):
-        touch(tmp_path / "input" / kind, [f"{case}.png" for case in PATIENTS])
+    for case in PATIENTS:
+        touch(f"images/{case}.png", f"masks/{case}.png")(tmp_path / "input")
     write_groups(tmp_path / "input", PATIENTS)
     return tmp_path / "input"
 
 
 def split_names(root, fraction=0.2):
-    splits = Builder.catalogue(root, "", fraction).splits
-    return {split: [case.id for case in cases] for split, cases in splits.items()}
+    return case_ids(Builder.catalogue(root, "", fraction))
 
 
 def patients_of(splits):
@@ -68,8 +62,8 @@ def test_patients_are_split_and_not_their_images(root):
 
 
 def test_volumes_of_a_patient_stay_together(tmp_path):
-    touch(tmp_path / "imagesTr", [f"{case}.nii.gz" for case in PATIENTS])
-    touch(tmp_path / "labelsTr", [f"{case}.nii.gz" for case in PATIENTS])
+    for case in PATIENTS:
+        touch(f"imagesTr/{case}.nii.gz", f"labelsTr/{case}.nii.gz")(tmp_path)
     files = [{"image": f"imagesTr/{c}.nii.gz", "label": f"labelsTr/{c}.nii.gz"} for c in PATIENTS]
     about = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a"}, "training": files}
     (tmp_path / "dataset.json").write_text(json.dumps(about))
@@ -77,8 +71,7 @@ def test_volumes_of_a_patient_stay_together(tmp_path):
     found = decathlon_catalogue(tmp_path, 0.2)
     assert tmp_path / "groups.csv" in found.extra_files  # another file is another dataset
     assert all(case.group == PATIENTS[case.id] for case in found.cases)
-    splits = {split: [case.id for case in cases] for split, cases in found.splits.items()}
-    assert sum(map(len, patients_of(splits).values())) == 10
+    assert sum(map(len, patients_of(case_ids(found)).values())) == 10
 
 
 def test_a_test_list_that_divides_a_patient_is_reported(root):
@@ -86,7 +79,7 @@ def test_a_test_list_that_divides_a_patient_is_reported(root):
     catalogue = Builder.catalogue(root, "", 0.2)
     assert root / "groups.csv" in catalogue.extra_files
     # Validation is drawn by patients of what the list leaves.
-    splits = {split: [case.id for case in cases] for split, cases in catalogue.splits.items()}
+    splits = case_ids(catalogue)
     found = patients_of(splits)
     assert not found["train"] & found["validation"] and len(splits["test"]) == 3
     contents = {path: str(path) for case in catalogue.cases for path in case.files}
