@@ -37,7 +37,8 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, metadata: dict[str, Any]):
         """Opens `workdir`/checkpoints; every checkpoint will carry `metadata` (JSON-able)."""
         self._metadata = metadata
-        self._manager = _open_manager(Path(workdir) / _FOLDER)
+        # What a killed process had half written would stay for good.
+        self._manager = _open_manager(Path(workdir) / _FOLDER, cleanup_tmp_directories=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -208,7 +209,7 @@ def _resumable(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _open_manager(folder: Path) -> ocp.CheckpointManager:
+def _open_manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     managers = ocp.checkpoint_managers
     keep = managers.AnyPreservationPolicy(
         [
@@ -216,10 +217,13 @@ def _open_manager(folder: Path) -> ocp.CheckpointManager:
             managers.BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1),
         ]
     )
-    options = ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[METRIC], best_mode="max", preservation_policy=keep
+    chosen = ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics[METRIC],
+        best_mode="max",
+        preservation_policy=keep,
+        **options,
     )
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+    return ocp.CheckpointManager(folder.resolve(), options=chosen)
 
 
 @contextmanager

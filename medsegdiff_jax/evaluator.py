@@ -1,6 +1,6 @@
 """Validation during training: real sampling with the averaged weights, scored per case."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -38,16 +38,25 @@ class Validation:
         self._settings, self._dataset = config.validation, dataset
         self._mesh = sampling_mesh(self._settings.batch_size, jax.devices())
         self._seed = np.uint32(config.seed)
+        self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(self._mesh))
         fusion.check_method(self._settings.fusion, model.encode_segments)
         sampling = {name: self._settings[name] for name in ("steps", "sampler", "member_chunk")}
         ensemble = denoiser.make_members_fn(model, process, **sampling)
         self._segment = denoiser.compile_segment_fn(ensemble, self._mesh, self._settings.members)
         self._scores_condition = model.generative and model.encode_segments
 
-    def run(self, params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def run(
+        self, params: Params, interrupted: Callable[[], bool]
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]] | None:
         """Samples and scores all validation cases.
 
+        Args:
+          params: the averaged parameters.
+          interrupted: asked before each batch whether to leave off; every process must be told the
+            same.
+
         Returns:
+          None if interrupted, else
           Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone,
           if it segments}: mean over cases (pictures, or volumes as far as their slices are
           validated) and classes, empty masks by the strict policy; and pictures {"validation":
@@ -56,9 +65,10 @@ class Validation:
         task = self._dataset.task
         pairs: dict[str, dict[str, list[_Pair]]] = {}
         rows: list[np.ndarray] = []
-        whole = replicated(self._mesh)
-        params = jax.jit(lambda tree: tree, out_shardings=whole)(params)
+        params = self._replicate(params)
         for batch in self._batches():
+            if interrupted():
+                return None
             arrays = {name: batch[name] for name in ("image", "case")}
             arrays["first"] = np.zeros(len(batch["case"]), np.int32)
             inputs = shard_shared(on_data(self._mesh), arrays)

@@ -1,6 +1,9 @@
 """Several processes that run one program, on one machine or many."""
 
 import logging
+import secrets
+import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,3 +68,27 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def agree(text: str) -> bool:
+    """Whether every process came here with the same text; all of them must ask."""
+    if jax.process_count() == 1:
+        return True
+    mine = np.uint32(zlib.crc32(text.encode()))
+    return bool(np.all(multihost_utils.process_allgather(mine) == mine))
+
+
+def all_see(folder: Path) -> bool:
+    """Whether every process sees what process 0 writes to a folder; all of them must ask."""
+    if jax.process_count() == 1:
+        return True
+    # A new name, since file systems of networks may remember for a while that a file is missing.
+    drawn = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
+    mark = folder / f".seen_{int(drawn):08x}"
+    if is_first():
+        mark.touch()
+    wait_for_all("mark written")
+    seen = not any_process(not mark.exists())
+    if is_first():
+        mark.unlink()
+    return seen

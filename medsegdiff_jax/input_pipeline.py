@@ -6,6 +6,7 @@ configuration, the seed and the step: nothing about the position needs to be sav
 
 import dataclasses
 import functools
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -243,8 +244,14 @@ def train_batches(
     iterable = batches[start_step:].to_iter_dataset(options)
     if data_config.workers:
         processes = grain.multiprocessing.MultiprocessingOptions(num_workers=data_config.workers)
-        iterable = iterable.mp_prefetch(processes)
+        iterable = iterable.mp_prefetch(processes, worker_init_fn=_ignore_sigterm)
     return iter(iterable)
+
+
+def _ignore_sigterm(index: int, count: int) -> None:
+    """A signal to all processes of a job is for the main one, which needs batches until it ends."""
+    del index, count
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def spread(total: int, count: int, task: Task) -> list[int]:

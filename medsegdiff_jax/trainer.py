@@ -1,6 +1,5 @@
 """The training loop."""
 
-import json
 import logging
 import math
 import signal
@@ -15,7 +14,6 @@ import jax
 import numpy as np
 import optax
 from clu import parameter_overview
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from medsegdiff_jax import (
@@ -43,23 +41,10 @@ from medsegdiff_jax.partitioning import (
 from medsegdiff_jax.train_state import TrainState
 from medsegdiff_jax.train_step import StepFn, compile_train_step, make_train_step
 from medsegdiff_jax.types import Array, InputError, check_at_least
-from medsegdiff_jax.version import __version__
+from medsegdiff_jax.workdir import prepare_workdir
 from medsegdiff_jax.writer import MetricWriter, NoWriter, Progress
 
 _log = logging.getLogger("medsegdiff_jax")
-
-# What must stay the same for a workdir to be resumed,
-_IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
-# but for these: the fingerprint tells whether the data at another place are the same, and the rest
-# is how fast they are read and how much memory a step takes.
-_NO_IDENTITY = (
-    "data.path",
-    "data.cache_dir",
-    "data.workers",
-    "data.read_threads",
-    "data.prefetch",
-    "model.remat",
-)
 
 _STEPS_AHEAD = 2  # that may wait for the devices beside the one that runs
 
@@ -110,8 +95,9 @@ class LossWindow:
 def train(config: Any, workdir: str) -> TrainState:
     """Trains, validates and checkpoints until `config.num_steps`; resumes if `workdir` has a run.
 
-    SIGTERM saves a checkpoint and returns after the running step; with several processes, when
-    any of them has got it by the next `log_every_steps`. Process 0 writes.
+    SIGTERM saves a checkpoint and returns after the running step, or the running batch of a
+    validation (but for the last one, which is finished); with several processes, when any of them
+    has got it by the next `log_every_steps`. Process 0 writes.
 
     Args:
       config: the tree of `configs/base.py`.
@@ -186,6 +172,10 @@ def run_loop(
     else:
         _log.info("compiling the training step")
     window = LossWindow()
+
+    def asked() -> bool:
+        return hosts.any_process(terminated())
+
     with closing(Progress(start, last, config.batch_size)) as progress:
         for step in range(start + 1, last + 1):
             state, terms = train_step(state, next(batches))
@@ -193,7 +183,8 @@ def run_loop(
             progress.step()
             # Asking the other processes each time would make every step wait for them.
             ask = jax.process_count() == 1 or step % config.log_every_steps == 0
-            stop = step == last or (ask and hosts.any_process(terminated()))
+            interrupted = ask and asked()
+            stop = step == last or interrupted
             if stop or step % config.log_every_steps == 0:
                 scalars = window.empty()
                 scalars["images_per_second"] = progress.report(
@@ -201,11 +192,14 @@ def run_loop(
                 )
                 writer.write_scalars(step, scalars)
             dice = None
-            validates = step == last or step % config.eval_every_steps == 0
+            validates = step % config.eval_every_steps == 0 and not interrupted
             if stop or validates or step % config.checkpoint_every_steps == 0:
                 window.check()  # what is saved takes the place of an earlier checkpoint
-                if validates:
-                    dice = validate(step, state, validation, writer, progress)
+                if step == last:  # nothing would make up for it
+                    dice = validate(step, state, validation, writer, progress, lambda: False)
+                elif validates:
+                    dice = validate(step, state, validation, writer, progress, asked)
+                    stop = dice is None
                 checkpoints.save(state, dice)
             if stop:
                 if step < last:
@@ -220,10 +214,18 @@ def validate(
     validation: Validation,
     writer: MetricWriter | NoWriter,
     progress: Progress,
-) -> float:
-    """Validates the averaged parameters, writes what it finds, returns the Dice."""
+    interrupted: Callable[[], bool],
+) -> float | None:
+    """Validates the averaged parameters, writes what it finds, returns the Dice.
+
+    If `interrupted` meanwhile, it writes nothing and returns None.
+    """
     progress.pause()
-    scalars, images = validation.run(state.ema_params)
+    found = validation.run(state.ema_params, interrupted)
+    if found is None:
+        _log.info("step %d  validation left off", step)
+        return None
+    scalars, images = found
     writer.write_scalars(step, {f"validation/{name}": value for name, value in scalars.items()})
     writer.write_images(step, images)
     writer.flush()
@@ -274,50 +276,6 @@ def check_sampling(config: Any, num_timesteps: int) -> None:
             decision.check_method(settings.get("decision", "probable"))  # validation has no choice
         except InputError as error:
             raise InputError(f"config field {node}.{error}") from error
-
-
-def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, Any]:
-    """Writes config.json, or checks that the run in `workdir` is this one; returns the metadata.
-
-    Raises:
-      InputError: `workdir` holds a run with another config or another dataset.
-    """
-    stored = json.loads(config.to_json_best_effort())
-    metadata = {
-        "version": __version__,
-        "config": stored,
-        "task": dataset.task.to_json(),
-        "dataset": dataset.name,
-        "fingerprint": dataset.fingerprint,
-    }
-    path = workdir / "config.json"
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
-        for field in sorted(now.keys() | before):
-            if field.partition(".")[0] not in _IDENTITY or field in _NO_IDENTITY:
-                continue
-            if field not in now or field not in before:
-                raise InputError(
-                    f"{path}: config field {field} is not known to both this version and that of "
-                    f"the run, {earlier['version']}; resume with that or choose a new --workdir"
-                )
-            if before[field] != now[field]:
-                raise InputError(
-                    f"{path}: config field {field}: {before[field]!r} differs from this run's "
-                    f"{now[field]!r}; resume with the same values or choose a new --workdir"
-                )
-        if earlier["fingerprint"] != dataset.fingerprint:
-            raise InputError(f"{path}: the dataset has changed since this run began")
-        for field in sorted(now.keys() & before):  # others came or went with a version
-            if before[field] != now[field]:
-                _log.info("from here on %s=%s, not %s", field, now[field], before[field])
-    hosts.wait_for_all("config checked")
-    if hosts.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
-    hosts.wait_for_all("config written")
-    return metadata
 
 
 def initial_state(

@@ -54,6 +54,7 @@ LAYERS = {
     "scoring": 7,
     "uncertainty_plots": 6,
     "uncertainty_scoring": 2,
+    "workdir": 6,
     "worst_cases": 6,
     "segmenter": 7,
     "trainer": 7,

@@ -4,11 +4,8 @@ import copy
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pytest
 
 from medsegdiff_jax import checkpoint, trainer
 from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.workdir import prepare_workdir
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +34,7 @@ def prepare(config, workdir):
     """The workdir of a run on the discs, without the run."""
     task = Task(("disc",), (255,), True, 3)
     dataset = types.SimpleNamespace(name="folder", task=task, fingerprint="0")
-    return trainer.prepare_workdir(config, dataset, workdir)
+    return prepare_workdir(config, dataset, workdir)
 
 
 def test_three_steps_and_three_more_equal_six(tiny_config, tmp_path):
@@ -117,18 +115,6 @@ def test_a_field_that_an_earlier_version_did_not_have_makes_it_another_run(unet_
         prepare(unet_config, tmp_path)
 
 
-def test_training_may_run_beside_the_main_thread():
-    def run():
-        with trainer.termination() as terminated:
-            found.append(terminated())
-
-    found, before = [], signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert found == [False] and signal.getsignal(signal.SIGTERM) is before
-
-
 def test_speed_and_memory_may_change_within_a_run(unet_config, tmp_path):
     prepare(unet_config, tmp_path)
     unet_config.data.update(workers=3, read_threads=0, prefetch=1)
@@ -168,18 +154,6 @@ def test_a_size_that_the_network_cannot_take_is_refused_before_the_data_are_read
     tiny_config.data.image_size = 15
     with pytest.raises(InputError, match="data.image_size: 15 is not a multiple of"):
         trainer.train(tiny_config, str(tmp_path / "run"))
-
-
-def test_sigterm_waits_for_the_last_checkpoint(unet_config, tmp_path, monkeypatch):
-    leave = checkpoint.Checkpoints.__exit__
-
-    def interrupted(checkpoints, *error):
-        os.kill(os.getpid(), signal.SIGTERM)
-        leave(checkpoints, *error)
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "__exit__", interrupted)
-    trainer.train(unet_config, str(tmp_path))
-    assert "step 3 " in checkpoint.load_model(tmp_path).description
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(unet_config, tmp_path):
@@ -266,42 +240,6 @@ def test_a_damaged_checkpoint_is_named(unet_config, tmp_path):
             path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="checkpoints/3.*cannot be read"):
         checkpoint.load_model(tmp_path)
-
-
-def command(config, workdir, *flags):
-    """Command line of train.py for the tiny UNet."""
-    return [
-        sys.executable,
-        "train.py",
-        "--config=configs/folder.py:unet,tiny",
-        f"--config.data.path={config.data.path}",
-        f"--config.data.cache_dir={config.data.cache_dir}",
-        "--config.data.image_size=16",
-        "--config.batch_size=8",
-        "--config.log_every_steps=1",
-        "--config.validation.batch_size=8",
-        f"--workdir={workdir}",
-        *flags,
-    ]
-
-
-def test_sigterm_saves_and_exits_with_zero(unet_config, tmp_path):
-    process = subprocess.Popen(
-        command(unet_config, tmp_path, "--config.num_steps=100000"),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "metrics.jsonl").exists() or not logged(tmp_path):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    assert "SIGTERM: saved step" in stderr
-    (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert step == logged(tmp_path)[-1]["step"]
 
 
 EIGHT_DEVICES = """

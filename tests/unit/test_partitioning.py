@@ -1,5 +1,7 @@
-"""What the compiler is told."""
+"""The order of devices, and what the compiler is told about them."""
 
+import dataclasses
+import random
 import types
 
 import jax
@@ -20,6 +22,28 @@ def forget():
 @pytest.fixture
 def mesh():
     return partitioning.training_mesh(1, jax.devices()[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One of a slice."""
+
+    id: int
+    process_index: int
+    platform: str = "tpu"
+
+
+def test_all_meshes_have_one_order_process_by_process():
+    """As libtpu numbers 16 chips of four hosts, each with a square of 2 x 2."""
+    chips = [Chip(4 * y + x, y // 2 * 2 + x // 2) for y in range(4) for x in range(4)]
+    random.Random(0).shuffle(chips)
+    meshes = [partitioning.training_mesh(shards, chips) for shards in (1, 2, 8)]
+    meshes += [partitioning.sampling_mesh(cases, chips) for cases in (1, 8, 16)]
+    assert [mesh.shape["model"] for mesh in meshes] == [1, 2, 8, 16, 2, 1]
+    orders = {tuple(mesh.devices.ravel()) for mesh in meshes}
+    (order,) = orders
+    assert [chip.process_index for chip in order] == [n for n in range(4) for _ in range(4)]
+    assert set(order) == set(chips)
 
 
 def test_this_version_of_xla_knows_the_option(mesh):
