@@ -44,6 +44,7 @@ from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
 from benchmarks.quality_table import table, write_into
 from medsegdiff_jax import atomic, cli
+from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.types import InputError
 
 _PLAN = flags.DEFINE_string("plan", None, "JSON file.")
@@ -173,6 +174,7 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
         "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
         "dice_of_cases": dice_of_cases(score / "per_case.csv"),
+        "group_of_cases": read_groups(cases, ()),
         "hardware": hardware(),
         "versions": versions(),
     }

@@ -1,5 +1,6 @@
 """Tables of a plan of `benchmarks.quality`: what is scored per dataset, and what it costs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,31 @@ def _marked(rows: list[Row], models: list[str]) -> list[Row]:
     return marked
 
 
-def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+def paired_difference(
+    ours: np.ndarray, theirs: np.ndarray, groups: Sequence[str] | None = None
+) -> tuple[float, float, float]:
     """Mean of ours - theirs, and its 95 % percentile bootstrap interval over seeds and cases.
 
-    Seeds and cases are drawn independently of each other. Of one seed the interval knows only what
-    other test images would change; of two or three it knows too little of what another training
-    would, since the variance between so few seeds drawn from themselves is half, or two thirds, of
-    what it should be.
+    Seeds and cases, or groups of them, are drawn independently of each other. Of one seed the
+    interval knows only what other test images would change; of two or three it knows too little of
+    what another training would, since the variance between so few seeds drawn from themselves is
+    half, or two thirds, of what it should be.
 
     Args:
       ours, theirs: [seeds, cases] the same seeds and cases of two models.
+      groups: [cases] which are drawn together; None if each is on its own.
     """
     difference = np.asarray(ours) - np.asarray(theirs)
+    labels = range(difference.shape[1]) if groups is None else groups
+    _, group = np.unique(labels, return_inverse=True)
+    sums, counts = np.stack([np.bincount(group, row) for row in difference]), np.bincount(group)
     rng = np.random.default_rng(0)
-    seeds, cases = (rng.integers(0, size, (RESAMPLES, size)) for size in difference.shape)
-    drawn = [difference[np.ix_(*both)].mean() for both in zip(seeds, cases, strict=True)]
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    seeds, drawn = (rng.integers(0, size, (RESAMPLES, size)) for size in sums.shape)
+    means = [
+        sums[np.ix_(of_seeds, of_groups)].sum() / (len(of_seeds) * counts[of_groups].sum())
+        for of_seeds, of_groups in zip(seeds, drawn, strict=True)
+    ]
+    low, high = np.percentile(means, (2.5, 97.5))
     return float(difference.mean()), float(low), float(high)
 
 
@@ -96,10 +106,10 @@ def _scores(rows: list[Row], models: list[str]) -> str:
 
 def _score_cells(group: list[Row], first: list[Row]) -> list[str]:
     overlap, *others = (_with_interval(group, metric, digits) for metric, _, digits in METRICS)
-    ours, theirs = _shared_cases(group, first)
+    ours, theirs, together = _shared_cases(group, first)
     difference = ""
     if group is not first and ours.size:
-        difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(ours, theirs))
+        difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*paired_difference(ours, theirs, together))
     ged, *doubt = (_number(_doubt(group, part, keys)) for part, keys in DOUBT.values())
     model, seeds = group[0]["model"] + max(row["mark"] for row in group), str(len(group))
     return [model, seeds, overlap, difference, *others, ged, _ged_of_others(group), *doubt]
@@ -115,13 +125,15 @@ def _with_interval(group: list[Row], metric: str, digits: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _shared_cases(ours: list[Row], theirs: list[Row]) -> list[np.ndarray]:
-    """Dice [seeds, cases] of two models, of what both have."""
+def _shared_cases(ours: list[Row], theirs: list[Row]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Dice [seeds, cases] of two models, of what both have, and the cases' groups."""
     both = [{row["seed"]: row["dice_of_cases"] for row in rows} for rows in (ours, theirs)]
     seeds = sorted(both[0].keys() & both[1].keys())
     found = [set(of[seed]) for of in both for seed in seeds]
     cases = sorted(set.intersection(*found)) if found else []
-    return [np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in both]
+    dice = (np.array([[of[seed][case] for case in cases] for seed in seeds]) for of in both)
+    known = ours[0].get("group_of_cases", {})
+    return *dice, [known.get(case, case) for case in cases]
 
 
 def _doubt(group: list[Row], part: str, keys: tuple[str, str]) -> float | None:

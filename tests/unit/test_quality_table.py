@@ -32,6 +32,22 @@ def test_seeds_that_disagree_widen_the_interval():
     assert 0.04 < disagree[2] - disagree[1] < 4 * np.sqrt(0.0002) + 0.01
 
 
+def test_cases_of_a_group_are_drawn_together():
+    rng = np.random.default_rng(3)
+    theirs = rng.uniform(0.2, 0.9, (2, 12))
+    ours = theirs + rng.normal(0.01, 0.05, (2, 12))
+    names = [f"{number:02d}" for number in range(12)]
+    once = quality_table.paired_difference(ours, theirs)
+    copied = [np.concatenate([dice] * 3, axis=1) for dice in (ours, theirs)]
+    together = quality_table.paired_difference(*copied, groups=names * 3)
+    assert together == pytest.approx(once)
+    apart = quality_table.paired_difference(*copied)
+    assert apart[2] - apart[1] < 0.8 * (once[2] - once[1])
+    # A group counts with all its cases.
+    unequal = quality_table.paired_difference(np.array([[1.0, 0.0, 0.0, 0.0]]), 0, list("abbb"))
+    assert unequal == (0.25, 0.0, 1.0)
+
+
 def row(model, dice, seed=0):
     """A row of two cases."""
     summary = {"mean": float(np.mean(dice)), "low": min(dice), "high": max(dice)}
@@ -142,3 +158,11 @@ def test_only_the_text_between_the_marks_is_replaced(tmp_path):
     with pytest.raises(InputError, match="quality: q"):
         quality_table.write_into(document, "q", "")
     assert document.read_text() == expected
+
+
+def test_the_difference_between_models_knows_groups():
+    rows = [row("V2", (0.8, 0.9)), row("eps", (0.6, 0.8))]
+    apart = lines_of(rows)[5].split(" | ")[3]
+    assert apart == "-0.1500 [-0.2000, -0.1000]"
+    together = [one | {"group_of_cases": {"x": "p", "y": "p"}} for one in rows]
+    assert lines_of(together)[5].split(" | ")[3] == "-0.1500 [-0.1500, -0.1500]"
