@@ -12,7 +12,7 @@ from medsegdiff_jax import atomic
 from medsegdiff_jax.types import InputError
 
 FILE = "groups.csv"
-_COLUMNS = ("case", "group")
+_COLUMNS = ("name", "group")
 
 
 def read_groups(folder: Path, cases: Collection[str]) -> dict[str, str]:
@@ -23,8 +23,8 @@ def read_groups(folder: Path, cases: Collection[str]) -> dict[str, str]:
       cases: those that must be in it. It may name more.
 
     Raises:
-      InputError: it has no columns "case" and "group", lacks a case or a case's group, has a case
-        twice, or is not UTF-8.
+      InputError: it has no columns "name" (of a case) and "group", lacks a case or a case's group,
+        has a case twice, or is not UTF-8.
     """
     path = folder / FILE
     if not path.is_file():
@@ -38,7 +38,7 @@ def read_groups(folder: Path, cases: Collection[str]) -> dict[str, str]:
     for number, row in enumerate(rows, 2):
         case, group = ((row.get(column) or "").strip() for column in _COLUMNS)
         if not case or not group:
-            raise InputError(f"{path}: line {number}: no case or no group (line 1 is case,group)")
+            raise InputError(f"{path}: line {number}: no name or no group (line 1 is name,group)")
         if case in groups:
             raise InputError(f"{path}: has case {case} twice")
         groups[case] = group

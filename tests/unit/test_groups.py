@@ -171,12 +171,12 @@ def test_large_groups_count_for_more():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("case,group\na,p1\n", "has no line for case b and 1 more"),
-        ("case,group\na,p1\nb,\nc,p2\n", "line 3: no case or no group"),
-        ("case,group\na,p1\nb\nc,p2\n", "line 3: no case or no group"),
-        ("a,p1\nb,p1\nc,p2\n", "line 2: no case or no group (line 1 is case,group)"),
-        ("case,group\na,p1\nb,p1\nc,p2\na,p2\n", "has case a twice"),
-        (b"case,group\na,\xff\xfe\n", "cannot be read as CSV in UTF-8"),
+        ("name,group\na,p1\n", "has no line for case b and 1 more"),
+        ("name,group\na,p1\nb,\nc,p2\n", "line 3: no name or no group"),
+        ("name,group\na,p1\nb\nc,p2\n", "line 3: no name or no group"),
+        ("a,p1\nb,p1\nc,p2\n", "line 2: no name or no group (line 1 is name,group)"),
+        ("name,group\na,p1\nb,p1\nc,p2\na,p2\n", "has case a twice"),
+        (b"name,group\na,\xff\xfe\n", "cannot be read as CSV in UTF-8"),
         ("", "has no line for case a and 2 more"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_right_is_refused(tmp_path, content, message):
 
 def test_more_cases_other_columns_and_the_marks_of_excel_are_allowed(tmp_path):
     (tmp_path / "groups.csv").write_bytes(
-        b"\xef\xbb\xbfgroup,age,case\r\np1,70, a\r\np1,70,b\r\np2,33,other\r\n"
+        b"\xef\xbb\xbfgroup,age,name\r\np1,70, a\r\np1,70,b\r\np2,33,other\r\n"
     )
     assert read_groups(tmp_path, ["a", "b"]) == {"a": "p1", "b": "p1", "other": "p2"}
     assert read_groups(tmp_path / "elsewhere", ["a"]) == {}
