@@ -10,7 +10,8 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Compiled programs are kept here, so the test processes and the commands they start share them.
-# Tests compile for longer than they run, hence the lowest optimization level below.
+# Tests compile for longer than they run, hence the lowest optimization level below. Files are
+# started in the order of their names: those of integration, which take longest, first.
 COMPILED := $(CURDIR)/.pytest_cache/jax
 
 .DEFAULT_GOAL := help
@@ -49,7 +50,7 @@ test: $(VENV)/installed  ## run every test on the CPU
 	JAX_PLATFORMS=cpu MPLBACKEND=agg JAX_COMPILATION_CACHE_DIR=$(COMPILED) \
 	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
 	  XLA_FLAGS=--xla_backend_optimization_level=0 \
-	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed  ## check style and formatting
 	$(BIN)/ruff check .
