@@ -84,11 +84,9 @@ class LossWindow:
         """Means since the last call; raises what `check` does."""
         self.check()
         means, self._means = self._means, []
+        columns = {name: float(np.mean([one[name] for one in means])) for name in means[0]}
         return {
-            name if name == "grad_norm" else f"loss/{name}": float(
-                np.mean([m[name] for m in means])
-            )
-            for name in means[0]
+            name if name == "grad_norm" else f"loss/{name}": mean for name, mean in columns.items()
         }
 
 
@@ -173,7 +171,7 @@ def run_loop(
         _log.info("compiling the training step")
     window = LossWindow()
 
-    def asked() -> bool:
+    def any_terminated() -> bool:
         return hosts.any_process(terminated())
 
     with closing(Progress(start, last, config.batch_size)) as progress:
@@ -183,7 +181,7 @@ def run_loop(
             progress.step()
             # Asking the other processes each time would make every step wait for them.
             ask = jax.process_count() == 1 or step % config.log_every_steps == 0
-            interrupted = ask and asked()
+            interrupted = ask and any_terminated()
             stop = step == last or interrupted
             if stop or step % config.log_every_steps == 0:
                 scalars = window.empty()
@@ -192,14 +190,14 @@ def run_loop(
                 )
                 writer.write_scalars(step, scalars)
             dice = None
-            validates = step % config.eval_every_steps == 0 and not interrupted
+            validates = step == last or (step % config.eval_every_steps == 0 and not interrupted)
             if stop or validates or step % config.checkpoint_every_steps == 0:
                 window.check()  # what is saved takes the place of an earlier checkpoint
-                if step == last:  # nothing would make up for it
-                    dice = validate(step, state, validation, writer, progress, lambda: False)
-                elif validates:
-                    dice = validate(step, state, validation, writer, progress, asked)
-                    stop = dice is None
+                if validates:
+                    # Nothing would make up for the last one.
+                    until = any_terminated if step < last else lambda: False
+                    dice = validate(step, state, validation, writer, progress, until)
+                    stop = stop or dice is None
                 checkpoints.save(state, dice)
             if stop:
                 if step < last:

@@ -61,10 +61,9 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
         for field in sorted(now.keys() & before):  # others came or went with a version
             if before[field] != now[field]:
                 _log.info("from here on %s=%s, not %s", field, now[field], before[field])
-    hosts.wait_for_all("config checked")
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    check_hosts(workdir, metadata)
+    check_hosts(workdir, metadata)  # after which all have read what process 0 now replaces
     if hosts.is_first():
         atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
     hosts.wait_for_all("config written")

@@ -1,6 +1,5 @@
 """Two processes that work together on this machine, as two hosts would."""
 
-import json
 import os
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from medsegdiff_jax.segmenter import Segmenter
+from tests.runs import logged
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -26,8 +26,7 @@ def free_port():
 
 def losses(workdir):
     """The scalars of each line of metrics.jsonl but the speed."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in logged(workdir)]
 
 
 def run_together(commands):

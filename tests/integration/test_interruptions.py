@@ -1,6 +1,5 @@
 """What a signal leaves of a training run."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,13 +12,9 @@ from pathlib import Path
 import pytest
 
 from medsegdiff_jax import checkpoint, evaluator, trainer
+from tests.runs import logged
 
 ROOT = Path(__file__).parents[2]
-
-
-def logged(workdir):
-    """Rows of metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_training_may_run_beside_the_main_thread():

@@ -16,6 +16,7 @@ import pytest
 from medsegdiff_jax import checkpoint, trainer
 from medsegdiff_jax.types import InputError, Task
 from medsegdiff_jax.workdir import prepare_workdir
+from tests.runs import logged
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,11 +24,6 @@ ROOT = Path(__file__).parents[2]
 def leaves(tree):
     """All arrays of a tree, on the host."""
     return jax.tree.leaves(jax.device_get(tree))
-
-
-def logged(workdir):
-    """Rows of metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def prepare(config, workdir):
