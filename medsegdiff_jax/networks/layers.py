@@ -30,15 +30,27 @@ def group_norm(features: int, dtype: jnp.dtype, name: str | None = None) -> nn.G
     )
 
 
+def kernel_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Flax's own initial values of a kernel, [..., inputs, outputs], drawn as those of a matrix.
+
+    They are the same values: the fan-in is the product of all axes but the last either way, and
+    random bits are counted in row-major order. But XLA compiles a draw of four axes four times as
+    long, and the program of a network's initial values is little else.
+    """
+    matrix = nn.initializers.lecun_normal()(key, (math.prod(shape[:-1]), shape[-1]), dtype)
+    return matrix.reshape(shape)
+
+
 def conv(features: int, dtype: jnp.dtype, *, kernel: int = 3, stride: int = 1, **kwargs) -> nn.Conv:
     """A `kernel` x `kernel` convolution, zero padded so that stride 1 keeps the size."""
+    options = {"kernel_init": kernel_init, **kwargs}
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(stride, stride),
         padding=(kernel - 1) // 2,
         dtype=dtype,
-        **kwargs,
+        **options,
     )
 
 

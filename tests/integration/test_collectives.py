@@ -13,19 +13,24 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json
 import jax
-from benchmarks.throughput import Subject
+from benchmarks import programs
 from configs import folder
 assert jax.device_count() == 4
 config = folder.get_config("default,tiny")
 config.data.image_size = 16
 config.sampling.update(members=4, steps=3, member_chunk=2)
-subject = Subject(config, 8, 3, "float32")
-parameters = sum(leaf.size for leaf in jax.tree.leaves(subject.state.params))
-rows = {"train": subject.train(2), "segment": subject.segment(2)}
+
+def said(program):
+    return programs.collectives(program.lower().compile().as_text())
+
+step = programs.training_step(config, 8, jax.devices())
+parameters = sum(leaf.size for leaf in jax.tree.leaves(step.arguments[0].params))
+rows = {"train": said(step)}
+rows |= {name: said(programs.ensemble(config, batch, jax.devices()))
+         for name, batch in (("segment", 8), ("alone", 1))}
 config.model_shards = 4
-rows["sharded"] = Subject(config, 8, 3, "float32").train(2)
-rows["alone"] = Subject(config, 1, 3, "float32").segment(2)
-print(json.dumps({"parameters": parameters} | {k: v["collectives"] for k, v in rows.items()}))
+rows["sharded"] = said(programs.training_step(config, 8, jax.devices()))
+print(json.dumps({"parameters": parameters, **rows}))
 """
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -381,3 +382,11 @@ def test_size_that_the_levels_cannot_halve_is_refused():
 def test_levels_must_meet():
     with pytest.raises(InputError, match=r"model\.widths"):
         MedSegDiffV2(1, False, condition_widths=(8, 8), condition_blocks=1, widths=(8,), blocks=1)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 8, 16), (2, 5, 1, 4), (7, 3)])
+def test_initial_kernels_are_those_of_flax(shape):
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(
+        layers.kernel_init(key, shape), nn.initializers.lecun_normal()(key, shape)
+    )
