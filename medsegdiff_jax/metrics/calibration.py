@@ -26,6 +26,7 @@ from scipy import ndimage, optimize
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
 from medsegdiff_jax.metrics.overlap import check_mask
+from medsegdiff_jax.metrics.surface import check_spacing, within
 from medsegdiff_jax.types import InputError
 
 BINS = 15
@@ -136,6 +137,7 @@ def border_band(reference: np.ndarray, spacing: Sequence[float], distance: float
       bool, like the reference; nothing for a mask without border, empty or full.
     """
     reference = check_mask(reference, "reference")
+    spacing = check_spacing(spacing, reference.ndim)
     band = np.zeros(reference.shape, np.bool_)
     if not reference.any():
         return band
@@ -153,7 +155,7 @@ def border_band(reference: np.ndarray, spacing: Sequence[float], distance: float
             ndimage.distance_transform_edt(inside, sampling=spacing),
             ndimage.distance_transform_edt(~inside, sampling=spacing),
         )
-        band[box] = to_other_side <= distance
+        band[box] = within(to_other_side, distance)
     return band
 
 

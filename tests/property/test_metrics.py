@@ -125,3 +125,27 @@ def test_refuses_probabilities_labels_and_other_shapes(score):
 def test_refuses_a_bad_spacing(spacing):
     with pytest.raises(InputError, match="^spacing: "):
         metrics.hd95(np.ones((3, 3)), np.ones((3, 3)), spacing)
+
+
+@pytest.mark.parametrize("shift", [2, 5])
+@pytest.mark.parametrize("size", [1.0, 0.4, 0.1, 1.1])
+def test_a_distance_that_is_the_limit_but_for_rounding_is_within(size, shift):
+    reference = np.zeros((24, 24, 24), bool)
+    reference[8:12, 8:12, 8:12] = True
+    prediction = np.roll(reference, shift, 0)
+    exact = metrics.surface_distances(prediction, reference, (1.0,) * 3)
+    band = metrics.border_band(reference, (1.0,) * 3, 5.0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        spacing = size * (1 + rng.uniform(-1e-7, 1e-7, 3))  # as float32 keeps an affine
+        found = metrics.surface_distances(prediction, reference, spacing)
+        assert found.nsd(shift * size) == exact.nsd(shift)
+        assert found.nsd(shift * size * 0.999) == exact.nsd(shift * 0.999) < 1
+        wide = metrics.border_band(reference, spacing, 5 * min(spacing))
+        np.testing.assert_array_equal(wide, band)
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0, 1), (1, np.nan)])
+def test_a_band_needs_a_spacing_per_axis(spacing):
+    with pytest.raises(InputError, match="is not one positive number for each of 2 axes"):
+        metrics.border_band(np.ones((4, 4)), spacing, 5)
