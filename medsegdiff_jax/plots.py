@@ -38,9 +38,9 @@ def write_contact_sheet(path: str | os.PathLike, rows: Sequence[CasePictures], t
             if i == 0:
                 axes.set_title(titles[j], fontsize=9)
             if j == 0:
-                axes.set_ylabel(_shorten(row.name), fontsize=7)
+                axes.set_ylabel(plain(_shorten(row.name)), fontsize=7)
     handles = [
-        Line2D([], [], color=class_color(i) / 255, lw=4, label=name)
+        Line2D([], [], color=class_color(i) / 255, lw=4, label=plain(name))
         for i, name in enumerate(task.classes)
     ]
     handles.append(Line2D([], [], color=UNCERTAINTY_COLOR / 255, lw=4, label="uncertain (overlay)"))
@@ -141,7 +141,7 @@ def write_dice_plot(path: str | os.PathLike, scores: Mapping[str, np.ndarray]) -
                 zorder=3,
             )
         median = f"median {np.median(valid):.3f}, " if valid.size else ""
-        labels.append(f"{name}\n{median}n = {valid.size}")
+        labels.append(f"{plain(name)}\n{median}n = {valid.size}")
     axes.set_yticks(range(len(scores)), labels, fontsize=8)
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.set_xlim(-0.01, 1.01)
@@ -155,6 +155,11 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def plain(name: str) -> str:
+    """A name as text of a figure: matplotlib would set what stands between two $ as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _shorten(name: str, limit: int = 18) -> str:

@@ -34,7 +34,7 @@ def write_reliability(
             sums = row[region]
             color = display.class_color(index) * _SHADE
             known = sums.pixels > 0
-            label = f"{name}: ECE {sums.ece:.4f}"
+            label = f"{plots.plain(name)}: ECE {sums.ece:.4f}"
             line = (sums.confidence[known], sums.frequency[known])
             curve.plot(*line, color=color, marker="o", ms=3.5, lw=1.4, label=label)
             edges = np.linspace(0, 1, len(sums.pixels) + 1)
@@ -44,7 +44,8 @@ def write_reliability(
         curve.set_ylim(-0.02, 1.02)
         curve.set_ylabel("frequency in the references")
         curve.legend(fontsize=7, frameon=False, loc="upper left")
-        counts.set_yscale("log")
+        if any(row[region].pixels.any() for row in calibration.values()):
+            counts.set_yscale("log")
         counts.yaxis.set_minor_formatter(NullFormatter())  # a short axis has no room for them
         counts.set_ylabel("pixels")
         counts.set_xlabel("foreground probability")
@@ -75,7 +76,7 @@ def write_risk_coverage(
         axes.plot(one.coverage, one.optimal, color="black", lw=1.2, ls=":", label=label)
         label = f"uninformed: {one.uninformed:.4f}"
         axes.axhline(one.uninformed, color="0.6", lw=1, ls="--", label=label)
-        axes.set_title(f"{name}, n = {len(one.risk)}", fontsize=9)
+        axes.set_title(f"{plots.plain(name)}, n = {len(one.risk)}", fontsize=9)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("coverage: fraction of cases kept, most certain first")
@@ -96,7 +97,9 @@ def write_members(path: str | os.PathLike, dice: Mapping[str, Sequence[Summary]]
     axes = figure.add_subplot()
     for index, (name, row) in enumerate(dice.items()):
         color, n = display.class_color(index) * _SHADE, range(1, len(row) + 1)
-        axes.plot(n, [one.mean for one in row], color=color, marker="o", ms=3.5, label=name)
+        axes.plot(
+            n, [one.mean for one in row], color=color, marker="o", ms=3.5, label=plots.plain(name)
+        )
         bounds = [one.low for one in row], [one.high for one in row]
         axes.fill_between(n, *bounds, color=color, alpha=0.15, lw=0)
     axes.set_xlabel("members, fused by vote")

@@ -99,3 +99,12 @@ def test_dice_plot_moves_with_the_scores(tmp_path):
         return np.mean(np.nonzero(colored)[1]) / picture.shape[1]
 
     assert center("high.png") - center("low.png") > 0.3
+
+
+@pytest.mark.parametrize("name", ["a_$_5_$_x", "a$b$c", "one $", "$^$"])
+def test_names_are_no_formulas(tmp_path, name):
+    figure = plots.new_figure(2, 2)
+    text = figure.text(0, 0.5, plots.plain(name))
+    plots.write_figure(tmp_path / "text.png", figure)
+    assert text._preprocess_math(text.get_text()) == (name, False)
+    plots.write_dice_plot(tmp_path / "dice.png", {name: np.array([0.5, 0.7])})
