@@ -143,6 +143,20 @@ def evaluate(
     )
 
 
+def prepare_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None:
+    """Makes the folder of a report, before hours of scoring.
+
+    Raises:
+      InputError: it is one of the folders that are read, where plots could replace masks, and
+        would count as references the next time.
+    """
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in map(Path, sources):
+        if source.is_dir() and folder.samefile(source):
+            raise InputError(f"--output: {folder} is read, too; give the report its own folder")
+
+
 def _score_case(
     case: str,
     folder: Path,
@@ -243,17 +257,22 @@ def _write_plots(
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """A line per class: mean [95% interval] of some metrics, and the number of cases."""
+    """A line per class: mean [95% interval] of some metrics, and the number of cases.
+
+    Where values of some cases are left out, n says of how many the mean is.
+    """
     width = max(len(name) for name in evaluation.table)
     lines = [f"{'class':{width}}  {'Dice':24}  {'IoU':24}  {'HD95':24}  cases"]
     for name, row in evaluation.table.items():
-        cells = [
-            f"{row[metric].mean:.4f} [{row[metric].low:.4f}, {row[metric].high:.4f}]"
-            for metric in ("dice", "iou", "hd95")
-        ]
-        count = f"{row['dice'].n_valid}/{row['dice'].n_cases}"
-        lines.append(f"{name:{width}}  " + "  ".join(f"{cell:24}" for cell in cells) + f"  {count}")
+        cells = [_cell(row[metric]) for metric in ("dice", "iou", "hd95")]
+        line = f"{name:{width}}  " + "  ".join(f"{cell:24}" for cell in cells)
+        lines.append(f"{line}  {row['dice'].n_cases}")
     return "\n".join(lines)
+
+
+def _cell(row: Summary) -> str:
+    count = "" if row.n_valid == row.n_cases else f" n={row.n_valid}"
+    return f"{row.mean:.4f} [{row.low:.4f}, {row.high:.4f}]{count}"
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], Task, dict[str, dict[str, list[str]]]]:
@@ -269,12 +288,12 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], Task, dict[str, dict[str, l
             }
             for case, entry in run["cases"].items()
         }
-        masks = [entry["mask"] for entry in files.values()]
+        masks = [entry["mask"][0] for entry in files.values()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read; --predictions is a folder of sample.py") from (
             error
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the run.json of a run that saved masks") from error
     if not masks:
         raise InputError(f"{path}: lists no finished case")

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import weakref
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medsegdiff_jax import metrics, scored_files, scoring
+from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.types import InputError, Modality, Task
 
 ORGANS = Task(("disc", "cup"), (1, 2), exclusive=True, image_channels=3)
@@ -186,3 +188,34 @@ def test_a_volume_with_its_scaled_probability_and_millimetres(tmp_path):
     assert case.calibration["border"].total == near.total < reference.size
     assert case.calibration["border"].brier == pytest.approx(near.brier, rel=1e-5)
     assert found.ranking == {}  # one case has no order
+
+
+def test_a_report_does_not_go_where_masks_are_read(pictures):
+    root, _ = pictures
+    for folder in ("out", "masks_x"):
+        with pytest.raises(InputError, match=f"{folder} is read, too"):
+            scoring.prepare_output(root / "masks_x" / ".." / folder, root / "out", root / "masks_x")
+    scoring.prepare_output(root / "report" / "new", root / "out", root)
+    assert (root / "report" / "new").is_dir()
+
+
+def test_the_table_says_of_how_many_cases_a_mean_is():
+    full, empty = np.ones((4, 4), bool), np.zeros((4, 4), bool)
+    scores = [
+        aggregate.score_case(name, "disc", mask, full, (1.0, 1.0), 2.0)
+        for name, mask in (("a", full), ("b", empty))
+    ]
+    table = aggregate.table(scores, "ignore", {})
+    evaluation = SimpleNamespace(table=table)
+    dice, iou, hd95 = scoring.format_table(evaluation).splitlines()[1].split("]")[:3]
+    assert "n=" not in dice + iou
+    assert scoring.format_table(evaluation).splitlines()[1].endswith("  2")
+    assert " n=1 " in scoring.format_table(evaluation)
+
+
+@pytest.mark.parametrize("files", [{"mask": []}, {"mask": None}, {}])
+def test_a_run_without_masks_is_named(pictures, files):
+    root, _ = pictures
+    write_run(root / "out", ORGANS, {"a": files})
+    with pytest.raises(InputError, match="is not the run.json of a run that saved masks"):
+        scoring.evaluate(root / "out", root, None, "strict", 2.0)
