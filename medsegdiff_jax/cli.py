@@ -1,7 +1,8 @@
 """What the commands share: user errors end with one line on stderr and exit status 2.
 
-Exit status: 0 done, 2 wrong input (one line `error: ...`, no traceback), 130 interrupted, 1 with a
-traceback for anything else, because that is a defect of the program and the traceback is needed.
+Exit status: 0 done, 2 wrong input (one line `error: ...`, no traceback), 130 interrupted, 141 if
+nobody reads the output any more, 1 with a traceback for anything else, because that is a defect of
+the program and the traceback is needed.
 """
 
 import collections
@@ -10,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from medsegdiff_jax.types import InputError
 COMPILED = "~/.cache/medsegdiff_jax/compiled"
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
+EXIT_PIPE = 141  # 128 + SIGPIPE
 
 _HELP = {f"{dash}{word}" for dash in ("-", "--") for word in ("help", "helpshort", "helpfull")}
 
@@ -54,6 +57,12 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     keep_compiled_programs()
     try:
         app.run(_refuse_positional(main), flags_parser=_parse)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        # What the interpreter would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_PIPE)
     except SystemExit as ended:
         # absl ends with 1 after --help, as if that had been an error.
         sys.exit(0 if any(word in _HELP for word in sys.argv[1:]) else ended.code)
@@ -83,6 +92,13 @@ def keep_compiled_programs() -> None:
     name = hashlib.sha256(f"{platform.machine()} {abilities}".encode()).hexdigest()[:12]
     folder = Path(COMPILED).expanduser() / name
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def user_message(error: BaseException) -> str | None:
@@ -181,6 +197,7 @@ def _refuse_positional(main: Callable[[Sequence[str]], None]) -> Callable[[Seque
         if len(argv) > 1:
             raise InputError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
         main(argv)
+        sys.stdout.flush()  # here, where a reader that has left is no error
 
     return checked
 

@@ -3,6 +3,9 @@
 import errno
 import logging
 import os
+import shlex
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -77,7 +80,14 @@ def test_user_errors_are_one_line(run, capsys, error, line):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bad"), KeyError("x"), RuntimeError("x"), OSError(errno.EIO, "I/O error")]
+    "error",
+    [
+        ValueError("bad"),
+        KeyError("x"),
+        RuntimeError("x"),
+        OSError(errno.EIO, "?"),
+        BrokenPipeError(),
+    ],
 )
 def test_defects_are_not_hidden(run, error):
     assert cli.user_message(error) is None
@@ -134,3 +144,11 @@ def test_compiled_programs_are_kept_unless_the_user_says_where(run):
     run(lambda argv: None)
     folder = jax.config.jax_compilation_cache_dir
     assert folder.startswith(os.path.expanduser(cli.COMPILED) + os.sep)
+
+
+def test_a_reader_that_has_left_is_no_error():
+    """`head` leaves after a line; the rest is more than a pipe holds."""
+    program = "from medsegdiff_jax import cli; cli.run(lambda argv: print('x\\n' * 200_000))"
+    command = f"{sys.executable} -c {shlex.quote(program)} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["x", str(cli.EXIT_PIPE)] and not done.stderr
