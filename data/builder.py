@@ -61,11 +61,15 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         raise NotImplementedError
 
     @classmethod
-    def prepare(cls, data_config: Any) -> Path:
-        """Prepares the data of a config, or finds them prepared; returns the dataset's folder.
+    def prepare(cls, data_config: Any) -> tuple[Path, tuple[str, ...]]:
+        """Prepares the data of a config, or finds them prepared.
 
         Args:
           data_config: path, variant, image_size, plane, window, validation_fraction, cache_dir.
+
+        Returns:
+          the folder of the prepared dataset, and notes on the folder that the data come from: the
+          same contents may lie among other files the next time.
 
         Raises:
           InputError: no path, or data that cannot be right.
@@ -74,7 +78,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         window = tuple(data_config.window)
         options = Options(data_config.image_size, data_config.plane, window)
         cache = preparation.cache_root(data_config.cache_dir)
-        name, _, _ = _identity(cls._catalogue(**where), options, cache)
+        catalogue = cls._catalogue(**where)
+        name, _, _ = _identity(catalogue, options, cache)
         prepared = cache / cls.name / name / VERSION
         with preparation.locked(cache, cls.name):
             if not (prepared / "dataset_info.json").is_file():
@@ -84,7 +89,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                     )
                 preparation.write(builder)
                 builder.forget_staged()
-        return prepared
+        return prepared, catalogue.notes
 
     @classmethod
     def write_split(cls, data_config: Any, split: str, output: Path, count: int | None) -> None:

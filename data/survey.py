@@ -40,8 +40,8 @@ def survey(catalogue: Catalogue, facts: Sequence[Facts], notes: Sequence[str] = 
       notes: more lines for the report.
 
     Raises:
-      InputError: mixed depths, unknown labels, labels that look like damage, or masks of which
-        nothing is left at the size of the network; names the file or folder.
+      InputError: mixed depths, unknown labels, labels that look like damage, masks that are all
+        empty or of which nothing is left at the size of the network; names the file or folder.
     """
     depths: dict[str, Path] = {}
     for case, fact in zip(catalogue.cases, facts, strict=True):
@@ -50,11 +50,15 @@ def survey(catalogue: Catalogue, facts: Sequence[Facts], notes: Sequence[str] = 
         listed = ", ".join(f"{path} is {dtype}" for dtype, path in sorted(depths.items()))
         raise InputError(f"images of different depths: {listed}")
     found = _Found(catalogue, facts)
+    if not found.values():
+        first, _ = next(found.masks())
+        raise InputError(f"{first.parent}: every mask is empty")
     if catalogue.task is None:
         task = _found_task(found)
     else:
         task = catalogue.task
         _check_labels(found, task)
+        notes = (*notes, *_absent(found, task))
     if not task.image_channels:
         task = dataclasses.replace(task, image_channels=max(fact.channels for fact in facts))
     notes = (*notes, *_lost(found))
@@ -116,12 +120,20 @@ def _check_labels(found: _Found, task: Task) -> None:
         )
 
 
+def _absent(found: _Found, task: Task) -> list[str]:
+    """A note on declared classes that no mask has."""
+    values = found.values()
+    pairs = zip(task.classes, task.label_values, strict=True)
+    if task.exclusive:
+        absent = [name for name, value in pairs if value not in values]
+    else:
+        absent = [name for name, value in pairs if not any(value & one for one in values)]
+    return [f"in no mask: {names(absent)}"] if absent else []
+
+
 def _found_task(found: _Found) -> Task:
     """Classes of pictures from the label values alone; InputError where they look like damage."""
     values = sorted(found.values())
-    if not values:
-        first, _ = next(found.masks())
-        raise InputError(f"{first.parent}: every mask is empty")
     if len(values) == 1:
         return Task(("foreground",), (values[0],), True, 0)
     advice = f"name the classes in {CLASS_FILE} or write clean labels"
@@ -165,7 +177,7 @@ def _report(found: _Found, task: Task, notes: Sequence[str]) -> str:
             for value in sorted(pixels)
         ),
     ]
-    return "\n".join([*lines, *(f"  note    {note}" for note in (*catalogue.notes, *notes))])
+    return "\n".join([*lines, *(f"  note    {note}" for note in notes)])
 
 
 def _split_line(split: str, cases: Sequence[Case]) -> str:

@@ -58,7 +58,7 @@ def load(data_config: Any) -> Dataset:
     Raises:
       InputError: unknown dataset, or data that cannot be right.
     """
-    prepared = preparation.builder_of(data_config.name).prepare(data_config)
+    prepared, notes = preparation.builder_of(data_config.name).prepare(data_config)
     builder = tfds.builder_from_directory(prepared)
     metadata = builder.info.metadata
     sources = {
@@ -81,6 +81,7 @@ def load(data_config: Any) -> Dataset:
     where = [word for word in (data_config.variant, data_config.path) if word]
     # Earlier versions stored where the data lay; what is found may be a copy of them.
     found = [line for line in metadata["report"].splitlines() if not line.startswith("data ")]
+    found += [f"  note    {note}" for note in notes]
     return Dataset(
         name=data_config.name,
         task=task,

@@ -22,6 +22,7 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 # A word of the modality's name, but for "non-CT".
 _CT = re.compile(r"(?<![^\W_])CTA?(?![^\W_])", re.IGNORECASE)
 _NO_CT = re.compile(r"(?<![^\W_])non?[\W_]+CTA?(?![^\W_])", re.IGNORECASE)
+_FOLDS = "splits_final.json"  # of nnU-Net
 _MAX_LABEL = 65535
 _MAX_REGIONS = 16  # bits of a label
 
@@ -53,6 +54,8 @@ def decathlon_catalogue(root: Path, validation_fraction: float) -> Catalogue:
         raise InputError(f"{root / 'imagesTr'}: no volume ({', '.join(SUFFIXES)})")
     held_out, more = _held_out(root, len(modalities) if per_channel else None)
     notes += more
+    if (root / _FOLDS).is_file():
+        notes += (f"{_FOLDS} is not read: write a fold's cases into train.txt and val.txt",)
     twice = [one for one in held_out if one in files]
     if twice:
         raise InputError(f"{root}: imagesTr/ and imagesTs/ both have {names(twice)}")
@@ -199,7 +202,10 @@ def _listed(root: Path, about: Mapping[str, Any], path: Path) -> tuple[Files, tu
     listed = {file for entry in entries for file in entry}
     missing = sorted(file for file in listed if not file.is_file())
     if missing:
-        raise InputError(f"{path}: lists files that do not exist: {names(missing)}")
+        raise InputError(
+            f"{path}: lists files that do not exist: {names(missing)}; of data that were copied in "
+            'part, "training" must list the same part'
+        )
     odd = [file for file in sorted(listed) if not is_volume(file)]
     if odd:
         raise InputError(f"{odd[0]}: is not NIfTI ({' or '.join(SUFFIXES)})")

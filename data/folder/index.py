@@ -48,7 +48,7 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
 
 def _images(root: Path) -> dict[str, Path]:
     if not (root / "images").is_dir():
-        raise InputError(f"{root}: has no folder images/")
+        raise InputError(f"{root}: has no folder images/ (or imagesTr/ of volumes)")
     images = files_by_stem(root / "images", IMAGE_SUFFIXES)
     if not images:
         raise InputError(f"{root / 'images'}: no image ({', '.join(IMAGE_SUFFIXES)})")

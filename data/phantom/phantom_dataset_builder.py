@@ -66,11 +66,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     @classmethod
-    def prepare(cls, data_config: Any) -> Path:
-        """Draws the phantoms of `data_config`, or finds them drawn; returns the dataset's folder.
+    def prepare(cls, data_config: Any) -> tuple[Path, tuple[str, ...]]:
+        """Draws the phantoms of `data_config`, or finds them drawn.
 
         Args:
           data_config: variant, image_size, cache_dir.
+
+        Returns:
+          the folder of the prepared dataset, and no notes.
 
         Raises:
           InputError: unknown variant or an image size below 1.
@@ -87,7 +90,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         with preparation.locked(cache, cls.name):
             with preparation.quiet_tfds():
                 builder = cls(config=config, data_dir=str(cache), file_format="array_record")
-            return preparation.write(builder)
+            return preparation.write(builder), ()
 
     @classmethod
     def write_split(cls, data_config: Any, split: str, output: Path, count: int | None) -> None:

@@ -137,3 +137,12 @@ def one_modality(root):
 )
 def test_wrong_content_is_refused_by_name(decathlon, damage, message):
     check_refused(decathlon, damage, message, lambda path: load(config_folder, path))
+
+
+def test_notes_are_those_of_the_folder_that_is_read_now(decathlon):
+    assert "imagesTs/ is not used" in load(config_folder, decathlon).report
+    (decathlon / "imagesTs" / "case_002.nii.gz").unlink()
+    (decathlon / "imagesTs").rmdir()
+    (decathlon / "splits_final.json").write_text("[]")
+    again = load(config_folder, decathlon)  # the same contents, so nothing is prepared anew
+    assert "imagesTs/" not in again.report and "splits_final.json is not read" in again.report
