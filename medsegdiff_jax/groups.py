@@ -31,11 +31,12 @@ def read_groups(folder: Path, cases: Collection[str]) -> dict[str, str]:
         return {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
     groups: dict[str, str] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         case, group = ((row.get(column) or "").strip() for column in _COLUMNS)
         if not case or not group:
             raise InputError(f"{path}: line {number}: no name or no group (line 1 is name,group)")

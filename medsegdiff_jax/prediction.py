@@ -128,6 +128,12 @@ def _warn_of_other_settings(segmenter: Segmenter, settings: Settings) -> None:
 def _warn_of_growth(growth: Sequence[float]) -> None:
     """Expected Dice trusts the probabilities; where most pixels are in doubt it marks them all."""
     found = [one for one in growth if np.isfinite(one)]
+    if growth and not found:
+        _log.warning(
+            "in no case (%d) is anything more probable than not: there is nothing to find, or the "
+            "training was too short",
+            len(growth),
+        )
     if found and np.median(found) > LARGEST_GROWTH:
         _log.warning(
             "the masks are %.1f times as large as what is more probable than not (median): the "

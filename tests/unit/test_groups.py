@@ -174,6 +174,7 @@ def test_large_groups_count_for_more():
         ("name,group\na,p1\n", "has no line for case b and 1 more"),
         ("name,group\na,p1\nb,\nc,p2\n", "line 3: no name or no group"),
         ("name,group\na,p1\nb\nc,p2\n", "line 3: no name or no group"),
+        ("name,group\n\n\na,p1\n,p2\n", "line 5: no name or no group"),
         ("a,p1\nb,p1\nc,p2\n", "line 2: no name or no group (line 1 is name,group)"),
         ("name,group\na,p1\nb,p1\nc,p2\na,p2\n", "has case a twice"),
         (b"name,group\na,\xff\xfe\n", "cannot be read as CSV in UTF-8"),
