@@ -55,6 +55,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss = _loss()
     config.optim = _optim()
     config.validation, config.sampling = _validation(), _sampling()
+    if size == "tiny":  # trained for minutes, if at all
+        config.optim.update(learning_rate=3e-3, warmup_steps=20)
     if size == "paper":
         config.data.image_size = 256
     if recipe == "paper":

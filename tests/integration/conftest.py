@@ -64,8 +64,7 @@ def disc_config(name, disc_folder, tmp_path_factory):
     config.log_every_steps = 1
     config.eval_every_steps = 3
     config.checkpoint_every_steps = 100
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 1
+    config.optim.update(learning_rate=1e-3, schedule="constant", warmup_steps=1)
     config.validation.batch_size = config.sampling.batch_size = 8
     return config
 
