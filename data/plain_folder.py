@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.catalogue import Case, Catalogue
-from data.staging import read_annotations
+from data.staging import read_picture, read_volume
 from medsegdiff_jax import atomic, groups, imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task
@@ -27,8 +27,8 @@ def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> No
     """Copies the images of `cases` and writes their labels in the encoding of the task.
 
     Raises:
-      InputError: unreadable or unknown labels, or a file of another case in `output`; names the
-        file.
+      InputError: a case that training would refuse (`staging.read_case`), or a file of another case
+        in `output`; names the file.
     """
     refuse_others(output, {case.id for case in cases})
     task = catalogue.task
@@ -36,11 +36,7 @@ def write_cases(catalogue: Catalogue, cases: Sequence[Case], output: Path) -> No
         if task is not None and task.modalities:
             _write_volume(case, task, catalogue.raters, output)
         else:
-            _copy(case.images[0], output / "images" / f"{case.id}{case.images[0].suffix.lower()}")
-            for rater, labels in zip(
-                catalogue.raters, read_annotations(case, imaging.read_labels), strict=True
-            ):
-                imaging.write_png(_mask_folder(output, rater) / f"{case.id}.png", _small(labels))
+            _write_picture(case, catalogue.raters, output)
     if task is not None and not task.modalities:
         write_classes(output, task)
     if any(case.group for case in cases):
@@ -74,21 +70,23 @@ def check_count(count: int | None, split: str, total: int) -> int:
     return count or total
 
 
+def _write_picture(case: Case, raters: Sequence[str], output: Path) -> None:
+    _, annotations = read_picture(case)
+    path = case.images[0]
+    _copy(path, output / "images" / f"{case.id}{path.suffix.lower()}")
+    for rater, labels in zip(raters, annotations, strict=True):
+        imaging.write_png(_mask_folder(output, rater) / f"{case.id}.png", _small(labels))
+
+
 def _write_volume(case: Case, task: Task, raters: Sequence[str], output: Path) -> None:
+    _, annotations, grid = read_volume(case, task)
     for number, path in enumerate(case.images):
         several = f"_{number:04d}" if len(case.images) > 1 else ""
         suffix = path.name[len(volumes.stem(path)) :].lower()
         _copy(path, output / "images" / f"{case.id}{several}{suffix}")
-    grids: list[volumes.Grid] = []
-
-    def read(path: Path) -> np.ndarray:
-        labels, grid = volumes.read_labels(path)
-        grids.append(grid)
-        return labels
-
-    for rater, labels in zip(raters, read_annotations(case, read), strict=True):
+    for rater, labels in zip(raters, annotations, strict=True):
         path = _mask_folder(output, rater) / f"{case.id}.nii.gz"
-        volumes.write(path, _small(labels), grids[0])
+        volumes.write(path, _small(labels), grid)
 
 
 def _mask_folder(output: Path, rater: str) -> Path:

@@ -162,12 +162,12 @@ def read_case(
         cannot be right; names the file.
     """
     if task is not None and task.modalities:
-        image, raters, grid = _read_volume(case, task)
+        image, raters, grid = read_volume(case, task)
         spacing, shape = grid.spacing, grid.shape
         image = volumes.to_slices(volumes.to_stored(image, task.modalities), grid, options.plane)
         raters = [volumes.to_slices(labels, grid, options.plane) for labels in raters]
     else:
-        image, raters = _read_picture(case)
+        image, raters = read_picture(case)
         spacing, shape = (), image.shape[:2]
         image, raters = image[None], [labels[None] for labels in raters]
     size = (options.image_size, options.image_size)
@@ -188,7 +188,7 @@ def read_case(
     return facts, {"image": images, "labels": labels}
 
 
-def read_annotations(case: Case, read: Any) -> list[np.ndarray]:
+def _annotations(case: Case, read: Any) -> list[np.ndarray]:
     """Labels of each rater in the size of the files; `read` is path -> integers."""
     raters = []
     for files in case.raters:
@@ -214,10 +214,15 @@ def _map_labels(labels: np.ndarray, mask: MaskFile) -> np.ndarray:
     return mapped
 
 
-def _read_picture(case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
+def read_picture(case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
+    """[H, W, C] image, and [H, W] labels of each rater.
+
+    Raises:
+      InputError: see `read_case`.
+    """
     (path,) = case.images
     image = imaging.read_image(path)
-    raters = read_annotations(case, imaging.read_labels)
+    raters = _annotations(case, imaging.read_labels)
     for files, labels in zip(case.raters, raters, strict=True):
         if labels.shape != image.shape[:2]:
             turned = labels.shape == image.shape[1::-1]
@@ -232,7 +237,12 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _read_volume(case: Case, task: Task) -> tuple[np.ndarray, list[np.ndarray], volumes.Grid]:
+def read_volume(case: Case, task: Task) -> tuple[np.ndarray, list[np.ndarray], volumes.Grid]:
+    """[X, Y, Z, M] image, [X, Y, Z] labels of each rater, and the grid of the image.
+
+    Raises:
+      InputError: see `read_case`; also labels on another grid.
+    """
     image, grid = volumes.read_image(case.images, len(task.modalities))
 
     def read(path: Path) -> np.ndarray:
@@ -240,7 +250,7 @@ def _read_volume(case: Case, task: Task) -> tuple[np.ndarray, list[np.ndarray], 
         volumes.check_grids(grid, own, case.images[0], path)
         return labels
 
-    return image, read_annotations(case, read), grid
+    return image, _annotations(case, read), grid
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int], task: Task | None) -> np.ndarray:
@@ -295,7 +305,7 @@ def _foreground_windows(catalogue: Catalogue, threads: int) -> list[list[float]]
     task, cases = catalogue.task, catalogue.splits["train"]
 
     def sample(case: Case) -> np.ndarray:
-        image, raters, _ = _read_volume(case, task)
+        image, raters, _ = read_volume(case, task)
         voxels = image[np.any(raters, axis=0)]
         rng, count = np.random.default_rng(case_key(case.id)), min(len(voxels), _WINDOW_SAMPLES)
         return voxels[rng.choice(len(voxels), count, replace=False, shuffle=False)]

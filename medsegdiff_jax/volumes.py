@@ -188,6 +188,9 @@ def check_grids(image: Grid, labels: Grid, image_path: Path, labels_path: Path) 
 def _difference(one: Grid, other: Grid) -> str:
     if one.shape != other.shape:
         return f"shape {other.shape}, not {one.shape}"
+    axes, wanted = ("".join(nib.aff2axcodes(grid.affine)) for grid in (other, one))
+    if axes != wanted:
+        return f"axes {axes}, not {wanted}"
     return f"their corners lie up to {one.offset(other):.3g} voxels apart"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import folder as config_folder
+from data.folder import Builder
 from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
 from tests.layouts import (
@@ -146,3 +147,14 @@ def test_notes_are_those_of_the_folder_that_is_read_now(decathlon):
     (decathlon / "splits_final.json").write_text("[]")
     again = load(config_folder, decathlon)  # the same contents, so nothing is prepared anew
     assert "imagesTs/" not in again.report and "splits_final.json is not read" in again.report
+
+
+def test_what_training_would_refuse_is_not_written_as_a_split_either(decathlon, tmp_path):
+    for name in CASES:
+        path = decathlon / "labelsTr" / f"{name}.nii.gz"
+        save_nifti(path, LABELS, np.uint8, HEAD_LAYOUTS[0], (1.0, 1.0, 3.0))
+    data = config_folder.get_config().data
+    data.path = str(decathlon)
+    with pytest.raises(InputError, match=r"labelsTr/case_\d+\.nii\.gz: .*voxels"):
+        Builder.write_split(data, "test", tmp_path / "test", None)
+    assert not list((tmp_path / "test").rglob("*.nii.gz"))

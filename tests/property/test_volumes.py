@@ -150,6 +150,7 @@ def test_a_constant_volume_becomes_zero():
             lambda v, a: (v, a + np.eye(4, k=3)),
             "lie up to 1.25 voxels apart",
         ),
+        ("axes", lambda v, a: (v, np.diag([-1, 1, 1, 1]) @ a), r"axes \w{3}, not \w{3}\)"),
     ],
 )
 def test_labels_on_other_voxels_are_refused(tmp_path, scan, name, damage, message):
