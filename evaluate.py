@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax import scoring, uncertainty_scoring
 
     spacing = _spacing(_SPACING.value)
-    scoring.prepare_output(_OUTPUT.value, _PREDICTIONS.value, _REFERENCES.value)
+    scoring.check_output(_OUTPUT.value, _PREDICTIONS.value, _REFERENCES.value)
     result = scoring.evaluate(
         _PREDICTIONS.value, _REFERENCES.value, spacing, _EMPTY.value, _NSD_TOLERANCE.value
     )

@@ -143,17 +143,18 @@ def evaluate(
     )
 
 
-def prepare_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None:
-    """Makes the folder of a report, before hours of scoring.
+def check_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None:
+    """Looks at the folder of a report before hours of scoring.
 
     Raises:
-      InputError: it is one of the folders that are read, where plots could replace masks, and
-        would count as references the next time.
+      InputError: it is a file, or one of the folders that are read, where plots could replace masks
+        and would count as references the next time.
     """
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: {folder} is no folder")
     for source in map(Path, sources):
-        if source.is_dir() and folder.samefile(source):
+        if folder.is_dir() and source.is_dir() and folder.samefile(source):
             raise InputError(f"--output: {folder} is read, too; give the report its own folder")
 
 

@@ -194,9 +194,11 @@ def test_a_report_does_not_go_where_masks_are_read(pictures):
     root, _ = pictures
     for folder in ("out", "masks_x"):
         with pytest.raises(InputError, match=f"{folder} is read, too"):
-            scoring.prepare_output(root / "masks_x" / ".." / folder, root / "out", root / "masks_x")
-    scoring.prepare_output(root / "report" / "new", root / "out", root)
-    assert (root / "report" / "new").is_dir()
+            scoring.check_output(root / "masks_x" / ".." / folder, root / "out", root / "masks_x")
+    with pytest.raises(InputError, match=r"run\.json is no folder"):
+        scoring.check_output(root / "out" / "run.json", root / "out", root)
+    scoring.check_output(root / "report", root / "out", root)
+    assert not (root / "report").exists()
 
 
 def test_the_table_says_of_how_many_cases_a_mean_is():
