@@ -3,8 +3,8 @@
 An argument picks the recipe and the size of the network: `--config=configs/folder.py:paper`,
 `--config=configs/folder.py:default,tiny`. Recipes: default, paper, and the names of the comparison
 models, which are the default recipe with another network (docs/comparison_models.md): unet is the
-condition model alone. Sizes: tiny (tests), small (CPU, first runs), paper (256 x 256, 45 million
-parameters for MedSegDiff-V2, the others about as published).
+condition model alone. Sizes: tiny (first tries, tests), small (CPU, first runs), paper (256 x 256,
+45 million parameters for MedSegDiff-V2, the others about as published).
 """
 
 from ml_collections import ConfigDict

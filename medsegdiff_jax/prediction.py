@@ -126,7 +126,11 @@ def _warn_of_other_settings(segmenter: Segmenter, settings: Settings) -> None:
 
 
 def _warn_of_growth(growth: Sequence[float]) -> None:
-    """Expected Dice trusts the probabilities; where most pixels are in doubt it marks them all."""
+    """Says what a training that was too short looks like.
+
+    Expected Dice trusts the probabilities; where most pixels are in doubt it marks them all. Where
+    none is probable in any case, there is no growth at all (`growth_of`).
+    """
     found = [one for one in growth if np.isfinite(one)]
     if growth and not found:
         _log.warning(
@@ -134,7 +138,7 @@ def _warn_of_growth(growth: Sequence[float]) -> None:
             "training was too short",
             len(growth),
         )
-    if found and np.median(found) > LARGEST_GROWTH:
+    elif found and np.median(found) > LARGEST_GROWTH:
         _log.warning(
             "the masks are %.1f times as large as what is more probable than not (median): the "
             "model is unsure nearly everywhere, as after too short a training; "

@@ -150,12 +150,11 @@ def check_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None
       InputError: it is a file, or one of the folders that are read, where plots could replace masks
         and would count as references the next time.
     """
-    folder = Path(output)
+    folder = Path(output).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: {folder} is no folder")
-    for source in map(Path, sources):
-        if folder.is_dir() and source.is_dir() and folder.samefile(source):
-            raise InputError(f"--output: {folder} is read, too; give the report its own folder")
+    if folder in [Path(source).resolve() for source in sources]:
+        raise InputError(f"--output: {folder} is read, too; give the report its own folder")
 
 
 def _score_case(

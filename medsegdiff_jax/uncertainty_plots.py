@@ -97,9 +97,8 @@ def write_members(path: str | os.PathLike, dice: Mapping[str, Sequence[Summary]]
     axes = figure.add_subplot()
     for index, (name, row) in enumerate(dice.items()):
         color, n = display.class_color(index) * _SHADE, range(1, len(row) + 1)
-        axes.plot(
-            n, [one.mean for one in row], color=color, marker="o", ms=3.5, label=plots.plain(name)
-        )
+        label = plots.plain(name)
+        axes.plot(n, [one.mean for one in row], color=color, marker="o", ms=3.5, label=label)
         bounds = [one.low for one in row], [one.high for one in row]
         axes.fill_between(n, *bounds, color=color, alpha=0.15, lw=0)
     axes.set_xlabel("members, fused by vote")
