@@ -60,21 +60,6 @@ def _open(path: Path) -> Image.Image:
         raise InputError(f"{path}: cannot be read as an image ({reason(error)})") from error
 
 
-def check_image(path: str | os.PathLike) -> None:
-    """Looks at the header alone, so that a wrong file is found before hours of work.
-
-    Raises:
-      InputError: the file is no image that can be read, or a turned TIFF.
-    """
-    try:
-        with Image.open(path) as image:
-            _upright(image, Path(path))
-    except InputError:
-        raise
-    except _READ_ERRORS as error:
-        raise InputError(f"{path}: cannot be read as an image ({reason(error)})") from error
-
-
 def _upright(image: Image.Image, path: Path) -> Mapping[int, Any]:
     """The tags of a TIFF; InputError if Pillow would turn it, which it does to no other file."""
     tags = getattr(image, "tag_v2", {})

@@ -11,11 +11,13 @@ import numpy as np
 from medsegdiff_jax import display, fusion, imaging
 from medsegdiff_jax.result_files import (
     CaseFiles,
+    SkipFn,
     choose,
     class_channels,
     files_of,
     growth_of,
     named,
+    readable,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter
 from medsegdiff_jax.settings import Settings
@@ -35,8 +37,8 @@ def find(
       task: of the model; any pictures will do.
 
     Raises:
-      InputError: nothing there, no image in it, two images with one stem, a file that is no
-        image, or a chosen case that does not exist; names it.
+      InputError: nothing there, no image in it, two images with one stem, or a chosen case that
+        does not exist; names it.
     """
     del task
     paths = files_of(Path(source), ("images",), imaging.IMAGE_SUFFIXES)
@@ -45,10 +47,7 @@ def find(
         if path.stem in cases:
             raise InputError(f"{path} and {cases[path.stem][0]}: two images with one name")
         cases[path.stem] = (path,)
-    cases = choose(cases, chosen)
-    for (path,) in cases.values():
-        imaging.check_image(path)
-    return cases
+    return choose(cases, chosen)
 
 
 def segment(
@@ -56,13 +55,14 @@ def segment(
     cases: dict[str, tuple[Path, ...]],
     settings: Settings,
     save: Sequence[str],
+    skip: SkipFn,
 ) -> Iterator[CaseFiles]:
-    """Segments pictures batch by batch.
+    """Segments pictures batch by batch; those that cannot be read go to `skip`.
 
     Raises:
-      InputError: an unreadable image; what was yielded stays right.
+      InputError: an image that does not fit the model; what was yielded stays right.
     """
-    images = ((name, imaging.read_image(path)) for name, (path,) in cases.items())
+    images = readable(cases, lambda _, paths: imaging.read_image(*paths), skip)
     keep = {"keep_members": "members" in save, "keep_path": "animation" in save}
     for result in segmenter.stream(images, settings, **keep):
         probable = fusion.decide(result.probability, segmenter.task)

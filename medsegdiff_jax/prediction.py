@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from medsegdiff_jax import atomic, display, picture_output, plots, volume_output
 from medsegdiff_jax.progress import progress
-from medsegdiff_jax.result_files import SAVE, check_names
+from medsegdiff_jax.result_files import SAVE, CaseFiles, check_names
 from medsegdiff_jax.segmenter import Segmenter
 from medsegdiff_jax.settings import Settings
 from medsegdiff_jax.types import InputError, Task
@@ -64,7 +64,8 @@ def predict(
 
     What an earlier call with the same version, model and settings has finished in `output` is kept;
     so a run that was interrupted goes on where it was. Calls at the same time may share the work by
-    lists. The contact sheet shows what was computed by a call that began anew, or by the first.
+    lists. A case that cannot be read is left out, which is an error at the end. The contact sheet
+    shows what was computed by a call that began anew, or by the first.
 
     Args:
       segmenter: the model.
@@ -74,9 +75,10 @@ def predict(
       save: some of SAVE.
 
     Raises:
-      InputError: an unreadable image (finished cases stay), an unknown word in `save`, members of
-        volumes whose slices have different numbers of them, or names by which a result would
-        replace an input, another result or a file that an earlier call has not written.
+      InputError: before anything is written, an unknown word in `save`, members of volumes whose
+        slices have different numbers of them, or names by which a result would replace an input,
+        another result or a file that an earlier call has not written; at the end, images that
+        could not be read.
     """
     folder, task = Path(output), segmenter.task
     kind = _kind(task)
@@ -88,12 +90,32 @@ def predict(
     run = describe(segmenter, settings)
     left = _begin(folder, run, cases, save)
     made_of = {case: _made_of(paths, folder) for case, paths in left.items()}
+    unread: list[InputError] = []
+    results = kind.segment(segmenter, left, settings, save, unread.append)
+    results = progress(results, len(left), "segmenting")
+    sheet, growth = _write_each(results, folder, run, cases, made_of)
+    page = folder / "contact_sheet.png"
+    if sheet and (len(left) == len(cases) or not page.exists()):  # else it has earlier cases
+        plots.write_contact_sheet(page, sheet, task)
+    _warn_of_growth(growth)
+    if unread:
+        more = f", as {len(unread) - 1} more (see above)" if len(unread) > 1 else ""
+        raise InputError(f"{unread[0]}; left out{more}, the others are done")
+
+
+def _write_each(
+    results: Iterator[CaseFiles],
+    folder: Path,
+    run: dict[str, Any],
+    cases: Mapping[str, Any],
+    made_of: Mapping[str, dict[str, Any]],
+) -> tuple[list[display.CasePictures], list[float]]:
+    """Writes and lists each result; returns the first pictures, and how each mask grew."""
     sheet: list[display.CasePictures] = []
     growth: list[float] = []
     listed = time.monotonic()
     try:
-        results = kind.segment(segmenter, left, settings, save)
-        for result in progress(results, len(left), "segmenting"):
+        for result in results:
             run["cases"][result.case_id] = {
                 **made_of[result.case_id],
                 "files": result.write(folder),
@@ -107,12 +129,9 @@ def predict(
                 _list(folder, run, cases)
                 listed = time.monotonic()
     finally:
-        # Also when an image was unreadable or the run was interrupted: what is done is listed.
+        # Also when the disk is full or the run was interrupted: what is done is listed.
         _list(folder, run, cases)
-    page = folder / "contact_sheet.png"
-    if sheet and (len(left) == len(cases) or not page.exists()):  # else it has earlier cases
-        plots.write_contact_sheet(page, sheet, task)
-    _warn_of_growth(growth)
+    return sheet, growth
 
 
 def _warn_of_other_settings(segmenter: Segmenter, settings: Settings) -> None:

@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from medsegdiff_jax import display, imaging
 from medsegdiff_jax.types import InputError, Task
@@ -14,6 +15,10 @@ SAVE = ("mask", "probability", "uncertainty", "overlay", "members", "animation")
 _OWN_SUFFIX = {"overlay": ".png", "animation": ".gif"}
 
 _log = logging.getLogger("medsegdiff_jax")
+
+T = TypeVar("T")
+SkipFn = Callable[[InputError], None]
+"""Takes note of a case that cannot be read, so that the others go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +164,18 @@ def files_of(
 
 def _is_input(path: Path, suffixes: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(suffixes) and not path.name.startswith(".")
+
+
+def readable(
+    cases: Mapping[str, Sequence[Path]], read: Callable[[str, Sequence[Path]], T], skip: SkipFn
+) -> Iterator[tuple[str, T]]:
+    """(case id, what `read` makes of its files), one by one; what it refuses goes to `skip`."""
+    for case, paths in cases.items():
+        try:
+            yield case, read(case, paths)  # without a name here, which would keep it too long
+        except InputError as error:
+            _log.warning("left out: %s", error)
+            skip(error)
 
 
 def choose(

@@ -20,11 +20,13 @@ import numpy as np
 from medsegdiff_jax import decision, display, imaging, volumes
 from medsegdiff_jax.result_files import (
     CaseFiles,
+    SkipFn,
     choose,
     class_channels,
     files_of,
     growth_of,
     named,
+    readable,
 )
 from medsegdiff_jax.segmenter import CaseResult, Segmenter
 from medsegdiff_jax.settings import Settings
@@ -64,10 +66,7 @@ def find(
             raise InputError(f"{path} and {found[case][number]}: two files for one volume")
         found[case][number] = path
     cases = {case: _complete(files, task.modalities) for case, files in found.items()}
-    cases = choose(cases, chosen)
-    for path in (path for files in cases.values() for path in files):
-        volumes.check(path)
-    return cases
+    return choose(cases, chosen)
 
 
 def _named(paths: Sequence[Path], modalities: Sequence[Modality]) -> dict[Path, tuple[str, int]]:
@@ -120,12 +119,11 @@ def segment(
     cases: dict[str, tuple[Path, ...]],
     settings: Settings,
     save: Sequence[str],
+    skip: SkipFn,
 ) -> Iterator[CaseFiles]:
     """Segments volumes; slices of neighbouring volumes share batches.
 
-    Raises:
-      InputError: an unreadable volume, or one with other modalities than the model's; what was
-        yielded stays right.
+    Those that cannot be read, or have other modalities than the model, go to `skip`.
     """
     config, task = segmenter.config.data, segmenter.task
     scaled = None
@@ -134,9 +132,12 @@ def segment(
     how = _How(settings.decision, scaled)
     opened: dict[str, _Volume] = {}
 
+    def read(name: str, paths: Sequence[Path]) -> _Volume:
+        return _Volume(name, paths, config.plane, task, save, how)
+
     def slices() -> Iterator[tuple[str, np.ndarray]]:
-        for name, paths in cases.items():
-            volume = opened[name] = _Volume(name, paths, config.plane, task, save, how)
+        for name, volume in readable(cases, read, skip):
+            opened[name] = volume
             depth = len(volume.slices)
             for index in range(depth):
                 around = volumes.neighbours(index, depth, config.neighbours)

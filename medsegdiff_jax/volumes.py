@@ -116,15 +116,6 @@ def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     return voxels
 
 
-def check(path: Path) -> None:
-    """Looks at the header alone.
-
-    Raises:
-      InputError: no NIfTI file that can be read.
-    """
-    _open(path)
-
-
 def read_image(paths: Sequence[Path], modalities: int) -> tuple[np.ndarray, Grid]:
     """Reads the modalities of one case: a file each, or one file with all of them as fourth axis.
 

@@ -155,32 +155,31 @@ def test_sample_refuses_an_empty_folder_and_two_images_with_one_name(sample, tmp
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "input" / "disc_00.bmp")
     line = sample().refusal
     assert "disc_00.png" in line and "disc_00.bmp" in line and "two images" in line
-    (tmp_path / "input" / "disc_00.bmp").write_bytes(b"no image")
-    (tmp_path / "input" / "disc_00.png").unlink()
-    assert "disc_00.bmp: cannot be read" in sample().refusal
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["truncated PNG", "TIFF with NaN"])
-def test_an_image_that_cannot_be_decoded_stops_after_the_finished_cases(sample, tmp_path, kind):
-    """The trained model's batches are two images: the first batch is written, the second fails."""
-    if kind == "TIFF with NaN":
-        bad = tmp_path / "input" / "disc_02.tif"
-        values = np.full((8, 8), np.nan, np.float32)
-        Image.fromarray(values).save(bad)
-    else:
-        bad = tmp_path / "input" / "disc_02.png"
-        good = (tmp_path / "input" / "disc_00.png").read_bytes()
-        bad.write_bytes(good[: len(good) // 2])
-    assert str(bad) in sample().refusal
+def test_images_that_cannot_be_read_are_left_out_and_named_at_the_end(sample, tmp_path):
+    images = tmp_path / "input"
+    whole = (images / "disc_00.png").read_bytes()
+    (images / "disc_00a.bmp").write_bytes(b"no image")
+    (images / "disc_00b.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(images / "disc_00c.tif")
+    done = sample()
+    assert "disc_00a.bmp: cannot be read as an image" in done.refusal
+    assert done.refusal.endswith("; left out, as 2 more (see above), the others are done")
+    for name in ("disc_00b.png", "disc_00c.tif"):
+        assert f"left out: {images / name}: " in done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
     kinds = ("", "_probability", "_uncertainty", "_overlay")
     expected = {f"disc_0{i}{kind}.png" for i in (0, 1) for kind in kinds}
-    assert names == expected | {"run.json"}
-    assert list(json.loads((tmp_path / "out" / "run.json").read_text())["cases"]) == [
-        "disc_00",
-        "disc_01",
-    ]
+    assert names == expected | {"run.json", "contact_sheet.png"}
+    listed = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
+    assert list(listed) == ["disc_00", "disc_01"]
+    (images / "disc_00a.bmp").unlink()
+    (images / "disc_00b.png").write_bytes(whole)
+    again = sample()
+    assert again.refusal.count("; ") == 1 and "disc_00c.tif: holds non-finite" in again.refusal
+    assert (tmp_path / "out" / "disc_00b.png").exists() and "2 of 4 cases are done" in again.stderr
 
 
 def _truncate(folder):

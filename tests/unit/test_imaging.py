@@ -179,10 +179,6 @@ def test_what_is_no_image_is_named(tmp_path):
             with pytest.raises(InputError, match=name) as caught:
                 read(tmp_path / name)
             assert "\n" not in str(caught.value)
-    for name in ("text.png", "missing.png"):
-        with pytest.raises(InputError, match=name):
-            imaging.check_image(tmp_path / name)
-    imaging.check_image(tmp_path / "whole.png")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -229,7 +225,7 @@ def test_a_turned_tiff_is_refused_and_an_upright_one_read(tmp_path, orientation)
     Image.fromarray(pixels).save(path, tiffinfo={274: 1})
     np.testing.assert_array_equal(imaging.read_image(path)[..., 0], pixels)
     Image.fromarray(pixels).save(path, tiffinfo={274: orientation})
-    for read in (imaging.read_image, imaging.read_labels, imaging.check_image):
+    for read in (imaging.read_image, imaging.read_labels):
         with pytest.raises(InputError, match=rf"a\.tif: is stored turned .* {orientation}"):
             read(path)
 
