@@ -96,6 +96,8 @@ def _data() -> ConfigDict:
     data.raters = "draw"  # several raters: one of them per example and epoch, or their "mean"
     data.cache_dir = ""  # prepared data; "" = ~/.cache/medsegdiff_jax
     data.validation_fraction = 0.1  # of the training cases, or of all, where nothing says which
+    data.folds = 0  # cross-validation: training and validation cases in so many folds, of which
+    data.fold = 0  # this one validates, 0 .. folds - 1; 0 folds: by validation_fraction
     data.workers = 0  # processes that prepare batches; 0 = threads of the training process
     data.read_threads = 2  # of each of them
     data.prefetch = 64  # examples that each of them reads ahead

@@ -5,6 +5,7 @@
 A builder of a dataset is its catalogue and a few words; see `SegmentationBuilder`.
 """
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data import preparation
-from data.catalogue import Catalogue
+from data.catalogue import Catalogue, cross_validation
 from data.fingerprint import digests, fingerprint, leaks
 from data.plain_folder import check_count, write_cases
 from data.staging import VERSION, Options, default_threads, stage, with_windows
@@ -65,7 +66,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         """Prepares the data of a config, or finds them prepared.
 
         Args:
-          data_config: path, variant, image_size, plane, window, validation_fraction, cache_dir.
+          data_config: path, variant, image_size, plane, window, validation_fraction, folds, fold,
+            cache_dir.
 
         Returns:
           the folder of the prepared dataset, and notes on the folder that the data come from: the
@@ -103,8 +105,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         write_cases(catalogue, cases[: check_count(count, split, len(cases))], output)
 
     @classmethod
-    def _catalogue(cls, path: str, variant: str, validation_fraction: float) -> Catalogue:
-        """`catalogue` with its arguments checked."""
+    def _catalogue(
+        cls, path: str, variant: str, validation_fraction: float, folds: int, fold: int
+    ) -> Catalogue:
+        """`catalogue` with its arguments checked, or its fold."""
         if not path:
             raise InputError(f"data.path: give the folder of the dataset. {cls.instructions}")
         root = Path(path).expanduser().resolve()
@@ -116,7 +120,13 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         if variant not in cls.variants:
             known = ", ".join(repr(one) for one in cls.variants)
             raise InputError(f"data.variant: {variant!r} is not one of {known}")
+        if fold and not folds:
+            raise InputError(f"data.fold: {fold} needs data.folds, the number of folds")
         catalogue = cls.catalogue(root, variant, validation_fraction)
+        if folds:
+            splits = cross_validation(catalogue.splits, folds, fold)
+            notes = (*catalogue.notes, f"cross-validation: fold {fold} of 0..{folds - 1} validates")
+            catalogue = dataclasses.replace(catalogue, splits=splits, notes=notes)
         if not catalogue.splits.get("train"):
             raise InputError(f"{root}: no case is left for training")
         return catalogue
@@ -128,6 +138,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         options: Options,
         variant: str = "",
         validation_fraction: float = 0.1,
+        folds: int = 0,
+        fold: int = 0,
         **kwargs: Any,
     ) -> None:
         """Reads, checks and stages the cases in the cache (`data_dir`).
@@ -137,13 +149,15 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
           options: how cases become examples.
           variant: see `variants`.
           validation_fraction: see `catalogue`.
+          folds: see `cross_validation`; 0 keeps the splits of `catalogue`.
+          fold: the one that validates.
           **kwargs: `data_dir` and `file_format`, as in every TFDS builder.
 
         Raises:
           InputError: data that cannot be right.
         """
         cache = preparation.cache_root(kwargs.get("data_dir") or "")
-        catalogue = self._catalogue(path, variant, validation_fraction)
+        catalogue = self._catalogue(path, variant, validation_fraction, folds, fold)
         name, self._fingerprint, contents = _identity(catalogue, options, cache)
         threads = default_threads()
         folder = cache / "staged" / self.name
@@ -240,7 +254,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
 def _where(data_config: Any) -> dict[str, Any]:
     """What says which cases there are, and in which split."""
-    return {field: data_config[field] for field in ("path", "variant", "validation_fraction")}
+    fields = ("path", "variant", "validation_fraction", "folds", "fold")
+    return {field: data_config[field] for field in fields}
 
 
 def _identity(

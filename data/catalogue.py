@@ -98,13 +98,17 @@ def share(
     """
     ids = list(ids)
     group_of = {one: (group_of or {}).get(one, one) for one in ids}
-    order = sorted(set(group_of.values()), key=lambda one: hashlib.sha256(one.encode()).digest())
+    order = _by_hash(group_of.values())
     count = round(len(order) * fraction)
     if fraction > 0 and len(order) > 1:
         count = min(max(count, 1), len(order) - 1)
     taken = set(order[:count])
     kept = [one for one in ids if group_of[one] not in taken]
     return kept, [one for one in ids if group_of[one] in taken]
+
+
+def _by_hash(groups: Iterable[str]) -> list[str]:
+    return sorted(set(groups), key=lambda one: hashlib.sha256(one.encode()).digest())
 
 
 def share_cases(
@@ -127,6 +131,39 @@ def held_out_splits(cases: Iterable[Case], fraction: float) -> dict[str, tuple[C
     rest, test = share_cases(cases, TEST_FRACTION)
     train, validation = share_cases(rest, fraction)
     return {"train": train, "validation": validation, "test": test}
+
+
+def cross_validation(
+    splits: Mapping[str, tuple[Case, ...]], folds: int, fold: int
+) -> dict[str, tuple[Case, ...]]:
+    """Splits whose training and validation cases together are divided anew; testing stays.
+
+    Of all groups, ordered by the hashes of their names, each fold is a stretch; so every case is in
+    one fold, and a group in no two.
+
+    Args:
+      splits: of a catalogue.
+      folds: number of stretches.
+      fold: the one that validates, from 0 on; the others train.
+
+    Raises:
+      InputError: there are no such folds, or fewer groups than folds.
+    """
+    if folds < 2:
+        raise InputError(f"data.folds: {folds} is not 0 (no cross-validation) or at least 2")
+    if not 0 <= fold < folds:
+        raise InputError(f"data.fold: {fold} is not in 0..{folds - 1} (data.folds is {folds})")
+    cases = sorted((*splits["train"], *splits["validation"]), key=lambda case: case.id)
+    order = _by_hash(case.group or case.id for case in cases)
+    if len(order) < folds:
+        raise InputError(
+            f"data.folds: {len(order)} cases, or groups, are too few for {folds} folds"
+        )
+    first, end = (round(len(order) * bound / folds) for bound in (fold, fold + 1))
+    held_out = set(order[first:end])
+    validation = tuple(case for case in cases if (case.group or case.id) in held_out)
+    train = tuple(case for case in cases if (case.group or case.id) not in held_out)
+    return {**splits, "train": train, "validation": validation}
 
 
 def read_json(path: Path) -> Any:

@@ -55,7 +55,9 @@ def decathlon_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     held_out, more = _held_out(root, len(modalities) if per_channel else None)
     notes += more
     if (root / _FOLDS).is_file():
-        notes += (f"{_FOLDS} is not read: write a fold's cases into train.txt and val.txt",)
+        notes += (
+            f"{_FOLDS} is not read: write the cases of one of its folds into train.txt and val.txt",
+        )
     twice = [one for one in held_out if one in files]
     if twice:
         raise InputError(f"{root}: imagesTr/ and imagesTs/ both have {names(twice)}")

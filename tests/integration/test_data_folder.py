@@ -190,6 +190,25 @@ def test_a_folder_becomes_a_dataset(root):
     ]
 
 
+def test_folds_are_datasets_of_their_own(root):
+    data = config(root)
+    data.fold = 1
+    with pytest.raises(InputError, match=r"data\.fold: 1 needs data\.folds"):
+        input_pipeline.load(data)
+    data.folds = 2
+    one = input_pipeline.load(data)
+    data.fold = 0
+    other = input_pipeline.load(data)
+    assert ids(one) == {
+        "train": ids(other)["validation"],
+        "validation": ids(other)["train"],
+        "test": ["f"],
+    }
+    assert sorted(ids(one)["train"] + ids(one)["validation"]) == list("abcde")
+    assert one.fingerprint != other.fingerprint
+    assert "cross-validation: fold 1 of 0..1 validates" in one.report
+
+
 def test_the_report_counts_empty_masks_and_names_unused_images(root):
     save_image(root / "masks" / "a.png", mask(0))
     (root / "train.txt").write_text("a\nb\n")
