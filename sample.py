@@ -22,7 +22,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images, or slices, at on
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
     None,
-    "Draw, --members at most, until the mask of all so far moves by less (Dice), e.g. 0.001.",
+    "Draw, --members at most, until the mask of all so far moves by at most this Dice, e.g. 0.001.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of all noise.")
 _SAVE = flags.DEFINE_list(
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     )
     print(f"using {segmenter.description} from {_CHECKPOINT.value}")
     views = ", with mirror images" if settings.mirror else ""
-    enough = f" at most, until the mask moves by less than {settings.tolerance}"
+    enough = f" at most, until the mask moves by at most {settings.tolerance}"
     print(
         f"{settings.members} members{enough if settings.tolerance else ''}, "
         f"{settings.steps} {settings.sampler} steps, fused by {settings.fusion}{views}"
