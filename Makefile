@@ -10,9 +10,11 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Compiled programs are kept here, so the test processes and the commands they start share them.
-# Tests compile for longer than they run, hence the lowest optimization level below. Files are
-# started in the order of their names: those of integration, which take longest, first.
 COMPILED := $(CURDIR)/.pytest_cache/jax
+# Tests compile for longer than they run, hence XLA's lowest optimization level, its older and
+# quicker emitters of loops, and one thread per program.
+QUICK_COMPILE := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+  --xla_cpu_parallel_codegen_split_count=1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean
@@ -45,11 +47,12 @@ demo: $(VENV)/installed  ## train on phantoms, segment held-out ones, score and 
 	$(BIN)/python evaluate.py --predictions=$(RUN)/predictions --references=$(RUN)/test \
 	  --output=$(RUN)/evaluation
 
+# Files are started in the order of their names: those of integration, which take longest, first.
 test: $(VENV)/installed  ## run every test on the CPU
 	mkdir -p $(COMPILED)
 	JAX_PLATFORMS=cpu MPLBACKEND=agg JAX_COMPILATION_CACHE_DIR=$(COMPILED) \
 	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
-	  XLA_FLAGS=--xla_backend_optimization_level=0 \
+	  XLA_FLAGS="$(QUICK_COMPILE)" \
 	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed  ## check style and formatting

@@ -94,13 +94,13 @@ def make_members_fn(
             all_views = jnp.arange(num_views)[:, None].repeat(len(image), axis=1)
             of_views = _condition_probabilities(process, condition_of, all_views)
             condition_probability = of_views.mean(axis=0)
-        if trajectory is None:
+        if trajectory is None:  # nothing is drawn: a member is the answer to a view
             members = _condition_probabilities(process, condition_of, indices % num_views)
             return Drawn(members, condition_probability)
         shape = (*image.shape[:-1], model.mask_channels)
 
         def member(index: Array) -> Array:  # [B]
-            view = index // 2 % num_views
+            view = index // 2 % num_views  # both of a pair with opposite noise look alike
             denoise = bind(model, process, params, condition_of(view))
             x_noise, keys = _start(seed, case, index, shape)
             x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)

@@ -9,7 +9,13 @@ import numpy as np
 
 from medsegdiff_jax import denoiser, display, fusion, input_pipeline, metrics
 from medsegdiff_jax.input_pipeline import Dataset
-from medsegdiff_jax.partitioning import on_data, replicated, sampling_mesh, shard_shared
+from medsegdiff_jax.partitioning import (
+    even_batch,
+    on_data,
+    replicated,
+    sampling_mesh,
+    shard_shared,
+)
 from medsegdiff_jax.process import Process
 from medsegdiff_jax.types import InputError, Params, Task, volume_of
 
@@ -36,7 +42,8 @@ class Validation:
         if not len(dataset.sources["validation"]):
             raise InputError(f"{dataset.name}: no case for validation")
         self._settings, self._dataset = config.validation, dataset
-        self._mesh = sampling_mesh(self._settings.batch_size, jax.devices())
+        self._batch = even_batch(self._settings.batch_size, jax.device_count())
+        self._mesh = sampling_mesh(self._batch, jax.devices())
         self._seed = np.uint32(config.seed)
         self._replicate = jax.jit(lambda tree: tree, out_shardings=replicated(self._mesh))
         fusion.check_method(self._settings.fusion, model.encode_segments)
@@ -102,7 +109,7 @@ class Validation:
         return input_pipeline.eval_batches(
             self._dataset,
             "validation",
-            batch_size=self._settings.batch_size,
+            batch_size=self._batch,
             max_cases=self._settings.max_cases,
         )
 

@@ -245,7 +245,10 @@ def to_unit(image: np.ndarray) -> np.ndarray:
         return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
     if image.dtype.kind != "f":
         raise InputError(f"an image is uint8, uint16 or floats, not {image.dtype}")
-    image = image.astype(np.float32)
+    with np.errstate(over="ignore"):
+        image = image.astype(np.float32)
+    if not np.isfinite(image).all():
+        raise InputError("an image has pixels that float32 does not hold")
     low, high = image.min(), image.max()
     if low >= 0 and _DARKEST < high <= 1:
         return image

@@ -148,7 +148,10 @@ def sample(
     keys: Array,
     sampler: Sampler,
 ) -> Array:
-    """The sample x_0 [B, ...] at the end of `sample_path`, with the same arguments."""
+    """The sample x_0 [B, ...] at the end of `sample_path`, with the same arguments.
+
+    Under `jax.jit` the states on the way, which nobody asks for, are never stored.
+    """
     x_0, _ = sample_path(denoise, schedule, trajectory, x_T, keys, sampler)
     return x_0
 

@@ -140,6 +140,8 @@ class Segmenter:
             raise InputError(f"{len(ids)} case_ids for {len(images)} images")
         if not ids:
             raise InputError("no images were given")
+        if not all(isinstance(one, str) for one in ids):
+            raise InputError("case_ids: names are strings")
         cases = zip(ids, images, strict=True)
         chosen = self.choose(**settings).for_cases(len(ids))
         results = list(self.stream(cases, chosen, keep_members=True))

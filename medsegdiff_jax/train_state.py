@@ -69,6 +69,7 @@ def build_optimizer(optim: Any, num_steps: int) -> optax.GradientTransformation:
     for field in ("learning_rate", "grad_clip_norm"):
         if not optim[field] > 0:
             raise InputError(f"config field optim.{field}: {optim[field]} is not positive")
+    check_at_least("config field optim.weight_decay", optim.weight_decay, 0)
     warmup = optim.warmup_steps
     check_at_least("config field optim.warmup_steps", warmup, 0)
     if optim.schedule == "constant" and not warmup:

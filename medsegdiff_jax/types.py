@@ -26,7 +26,7 @@ class InputError(ValueError):
 
 def check_at_least(name: str, value: float, least: int = 1) -> None:
     """Raises InputError, with the name of what the value is, if it is less than `least`."""
-    if value < least:
+    if not value >= least:  # nor is NaN
         raise InputError(f"{name}: {value} is less than {least}")
 
 

@@ -69,7 +69,8 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
         if name in _WIDTHS and not value:
             raise InputError(f"config field model.{name}: there is no level")
     levels = max((len(fields[name]) for name in _WIDTHS & fields.keys()), default=1)
-    multiple = 2 ** (levels - 1) * fields.get("semantic_patch", 1)
+    patch = 1 if fields.get("semantic") == "none" else fields.get("semantic_patch", 1)
+    multiple = 2 ** (levels - 1) * patch
     if image_size < 1 or image_size % multiple:
         raise InputError(
             f"config field data.image_size: {image_size} is not a multiple of {multiple}, "

@@ -33,6 +33,31 @@ def test_a_painted_mask_stays_on_its_image(seed):
     assert 0.3 * labels.sum() < moved.sum() < 3 * labels.sum()
 
 
+def test_it_is_turned_both_ways():
+    labels = np.zeros((33, 33), np.uint8)
+    labels[16, 28] = 1  # to the right of the middle
+    settings = Augmentation(flip=False, probability=1.0, **OFF | {"rotate_degrees": 40.0})
+    rows = []
+    for seed in range(40):
+        blob = np.kron(labels[None], np.ones((1, 1, 1), np.uint8))
+        wide = np.maximum.reduce(
+            [np.roll(blob, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        )
+        image = wide[0, ..., None].astype(np.float32)
+        _, moved = augment(image, wide, np.random.default_rng(seed), settings)
+        rows.append(np.nonzero(moved[0])[0].mean() - 16)
+    assert min(rows) < -4 and max(rows) > 4  # sin(40 degrees) of 12 is 7.7
+
+
+def test_light_may_fall_along_either_axis():
+    image, labels = np.full((9, 9, 1), 0.5, np.float32), np.zeros((9, 9), np.uint8)
+    settings = Augmentation(flip=False, probability=1.0, **OFF | {"intensity": 0.3})
+    changed, _ = augment(image, labels, np.random.default_rng(0), settings)
+    for axis in (0, 1):
+        slope = np.diff(changed[..., 0], axis=axis)
+        assert np.abs(slope).min() > 1e-3 and np.ptp(slope) < 1e-5
+
+
 def test_the_same_generator_gives_the_same_example():
     image, labels = painted(0)
     image = image * 0.5 + 0.1

@@ -320,6 +320,12 @@ def test_ordinary_pictures_are_what_they_were(seed, kind, channels):
     np.testing.assert_array_equal(imaging.normalize(imaging.to_unit(image), BINARY), expected)
 
 
+def test_what_float32_does_not_hold_is_refused():
+    with pytest.raises(InputError, match="float32 does not hold"):
+        imaging.to_unit(np.array([0.0, 1e39]))
+    np.testing.assert_array_equal(imaging.to_unit(np.array([0.0, 1e38])), [0, 1])
+
+
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int16, np.int64, bool])
 def test_a_dtype_of_unknown_range_is_refused(dtype):
     with pytest.raises(InputError, match=f"uint8, uint16 or floats, not {np.dtype(dtype)}"):

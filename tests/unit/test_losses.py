@@ -81,9 +81,12 @@ def test_v_target_is_alpha_eps_minus_sigma_x0():
     np.testing.assert_allclose(terms["denoising_mse"], [0.0], atol=1e-12)
 
 
-@pytest.mark.parametrize("field", ["condition_every", "condition_ce_weight"])
-def test_impossible_constants_name_their_field(field):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("condition_every", -1), ("condition_ce_weight", -1.0), ("condition_ce_weight", np.nan)],
+)
+def test_impossible_constants_name_their_field(field, value):
     config = base.get_config().loss
-    config[field] = type(config[field])(-1)
+    config[field] = value
     with pytest.raises(InputError, match=f"loss.{field}"):
         losses.build(config)

@@ -379,6 +379,16 @@ def test_size_that_the_levels_cannot_halve_is_refused():
         networks.build(base.get_config("default,small").model, BINARY, 20)
 
 
+def test_only_tokens_need_whole_patches():
+    config = base.get_config("default,tiny").model
+    config.update(semantic_patch=2)
+    side = 2 ** (len(config.widths) - 1) * 3
+    with pytest.raises(InputError, match=f"data.image_size: {side}"):
+        networks.build(config, BINARY, side)
+    config.semantic = "none"
+    assert networks.build(config, BINARY, side).semantic == "none"
+
+
 def test_levels_must_meet():
     with pytest.raises(InputError, match=r"model\.widths"):
         MedSegDiffV2(1, False, condition_widths=(8, 8), condition_blocks=1, widths=(8,), blocks=1)

@@ -46,6 +46,34 @@ def test_all_meshes_have_one_order_process_by_process():
     assert set(order) == set(chips)
 
 
+@pytest.mark.parametrize(
+    ("cases", "devices", "batch"),
+    [(4, 1, 4), (4, 6, 6), (7, 8, 8), (9, 8, 16), (16, 12, 24), (3, 8, 4), (1, 8, 1)],
+)
+def test_a_batch_grows_until_most_devices_share_it_evenly(cases, devices, batch):
+    assert partitioning.even_batch(cases, devices) == batch
+
+
+def test_large_parameters_are_split_along_their_longest_axis_that_can_be():
+    chips = [Chip(i, 0) for i in range(4)]
+    tree = {
+        "whole": (8, 8),  # too small to be worth it
+        "last": (3, 3, 64, 128),
+        "first": (256, 64),
+        "not the longest": (999, 64),
+        "none": (33, 65),
+    }
+    tree = {name: np.empty(shape, np.float32) for name, shape in tree.items()}
+    found = partitioning.state_shardings(partitioning.training_mesh(4, chips), tree)
+    assert {name: tuple(one.spec) for name, one in found.items()} == {
+        "whole": (),
+        "last": (None, None, None, "model"),
+        "first": ("model",),
+        "not the longest": (None, "model"),
+        "none": (),
+    }
+
+
 def test_this_version_of_xla_knows_the_option(mesh):
     options = partitioning.compiler_options(mesh)
     assert options == partitioning._ON_CPU

@@ -240,6 +240,11 @@ def test_a_tolerance_needs_more_members_than_must_change_nothing(segmenter, memb
     assert segmenter.choose(members=members, steps=0, tolerance=tolerance).tolerance == 0
 
 
+def test_names_of_cases_are_strings(segmenter, images):
+    with pytest.raises(InputError, match="case_ids: names are strings"):
+        segmenter(images[:2], case_ids=[1, 2])
+
+
 def test_mirror_images_are_for_models_that_know_them(segmenter, tiny_model):
     assert segmenter.settings.mirror
     assert segmenter.choose(steps=0).members == 4  # a view each

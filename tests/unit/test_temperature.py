@@ -75,6 +75,25 @@ def test_volumes_are_counted_and_not_their_slices(calibrated):
     assert stored["cases"] == 2  # the third has no border
 
 
+def test_pixels_are_compared_with_the_fraction_of_raters_that_mark_them(calibrated, monkeypatch):
+    given = []
+
+    def fit(probability, reference, *, exclusive):
+        given.append((probability, reference))
+        return 1.0
+
+    monkeypatch.setattr(temperature, "fit_temperature", fit)
+    left, right = MARKED.copy(), MARKED.copy()
+    left[:, :, SIDE // 2 :] = 0
+    right[:, :, : SIDE // 2 - 2] = 0
+    three = np.concatenate([left, right, MARKED])
+    calibrated(slices("a", 1, three))
+    ((_, reference),) = given
+    # Of the square that is the majority's, 8 pixels wide, all but 2 columns are marked by two.
+    assert np.unique(reference).tolist() == [0, pytest.approx(2 / 3), 1]
+    assert ((reference == 1).sum(), (reference > 0).sum()) == (2 * 8, 8 * 8)
+
+
 def test_slices_have_all_places_in_their_volumes(calibrated, monkeypatch):
     monkeypatch.setattr(temperature, "MAX_CASES", 20)
     _, seen = calibrated([one for n in range(20) for one in slices(f"v{n}", 30, MARKED)])

@@ -26,6 +26,18 @@ def test_average_forgets_its_start_early_and_keeps_the_decay_late():
     np.testing.assert_allclose([early, late], [0.9, 0.001], rtol=1e-3)
 
 
+def test_what_is_averaged_are_the_parameters_after_the_update():
+    params = {"w": jnp.ones(3)}
+    optimizer = optax.sgd(0.5)
+    state = train_state.TrainState(jnp.asarray(7), params, params, optimizer.init(params))
+    after = state.apply_gradients(optimizer, {"w": jnp.full(3, 2.0)}, ema_decay=0.0)
+    np.testing.assert_array_equal(after.params["w"], 0.0)
+    np.testing.assert_array_equal(after.ema_params["w"], 0.0)
+    half = state.apply_gradients(optimizer, {"w": jnp.full(3, 2.0)}, ema_decay=0.25)
+    np.testing.assert_allclose(half.ema_params["w"], 0.25)
+    assert int(after.step) == 8
+
+
 def optim(**fields):
     """The default optimizer fields, changed."""
     config = base.get_config().optim
@@ -84,7 +96,14 @@ def test_a_constant_rate_needs_no_warm_up():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", 0.0), ("grad_clip_norm", -1.0), ("schedule", "step"), ("warmup_steps", -1)],
+    [
+        ("learning_rate", 0.0),
+        ("grad_clip_norm", -1.0),
+        ("schedule", "step"),
+        ("warmup_steps", -1),
+        ("weight_decay", -1.0),
+        ("weight_decay", float("nan")),
+    ],
 )
 def test_impossible_settings_name_their_field(field, value):
     with pytest.raises(InputError, match=f"optim.{field}"):
