@@ -25,13 +25,18 @@ def main(argv: list[str]) -> None:
         sampler=_SAMPLER.value,
         mirror=_MIRROR.value,
     )
-    before, after = found["ece"]["before"], found["ece"]["after"]
+    ece, brier = found["ece"], found["brier"]
     print(
         f"temperature {found['temperature']:.3f} from {found['cases']} validation cases: "
-        f"calibration error near borders {before:.4f} before, {after:.4f} after"
+        f"calibration error near borders {ece['before']:.4f} before, {ece['after']:.4f} after; "
+        f"Brier score of whole images {brier['before']:.4f} and {brier['after']:.4f}"
     )
-    if found["cases"] < FEW:
-        print(f"caution: these are few cases; delete {CALIBRATION} in the checkpoint to undo it")
+    doubts = ["these are few cases"] if found["cases"] < FEW else []
+    doubts += ["over whole images it is for the worse"] if brier["after"] > brier["before"] else []
+    if doubts:
+        print(
+            f"caution: {', and '.join(doubts)}; delete {CALIBRATION} in the checkpoint to undo it"
+        )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 The fused probability p of an ensemble becomes sigmoid(logit(p) / T), or the like of a softmax. That
 moves no mask, only how sure the probabilities sound: masks are decided before. T is fitted near the
-borders of the references, since elsewhere almost everything is certain and right.
+borders of the references, since elsewhere almost everything is certain and right. It moves the
+probabilities there, too, which may be the worse for it; so the Brier score of whole images is
+measured beside the error near borders.
 """
 
 import dataclasses
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from medsegdiff_jax.checkpoint import CALIBRATION, load_model
 from medsegdiff_jax.fusion import OF_PROBABILITIES, majority
 from medsegdiff_jax.metrics.calibration import (
     BORDER_PIXELS,
+    Calibration,
     apply_temperature,
     border_band,
     fit_temperature,
@@ -23,9 +27,17 @@ from medsegdiff_jax.metrics.calibration import (
 )
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.segmenter import Segmenter
-from medsegdiff_jax.types import InputError, volume_of
+from medsegdiff_jax.types import InputError, Task, volume_of
 
 MAX_CASES = 200  # pictures or slices, spread over the split
+_GRID = 64  # pixels of a side, about, that stand for a whole image
+
+
+class _Pixels(NamedTuple):
+    """Fused probabilities [n, K] of pixels, and the fractions of raters [n, K] that mark them."""
+
+    probability: np.ndarray
+    reference: np.ndarray
 
 
 def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> dict[str, Any]:
@@ -39,8 +51,8 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
       **settings: members, steps, sampler, mirror, as in `Segmenter.choose`.
 
     Returns:
-      What is stored: {"temperature", "ece": {"before", "after"}, "cases" (pictures or volumes with
-      a border), "sampling"}.
+      What is stored: {"temperature", "ece" near borders: {"before", "after"}, "brier" of whole
+      images: {"before", "after"}, "cases" (pictures or volumes with a border), "sampling"}.
 
     Raises:
       InputError: no model there, an exported one, data that have changed since the training, or no
@@ -63,42 +75,55 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
     images = ((name, example["image"]) for name, example in zip(ids, examples, strict=True))
     found = progress(segmenter.stream(images, chosen), count, "calibrating")
     pairs = [
-        _near_border(result.probability, example["labels"], segmenter)
+        _pixels(result.probability, example["labels"], segmenter.task)
         for result, example in zip(found, examples, strict=True)
     ]
-    used = {volume_of(name) for name, (near, _) in zip(ids, pairs, strict=True) if len(near)}
-    probability, reference = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    if not len(probability):
+    with_border = {
+        volume_of(name) for name, (near, _) in zip(ids, pairs, strict=True) if len(near.reference)
+    }
+    if not with_border:
         raise InputError(f"{dataset.name}: no validation case has a border to calibrate on")
-    exclusive = segmenter.task.one_hot
-    temperature = fit_temperature(probability, reference, exclusive=exclusive)
-    scaled = apply_temperature(probability, temperature, exclusive=exclusive)
+    near, whole = (_joined(parts) for parts in zip(*pairs, strict=True))
+    temperature = fit_temperature(*near, exclusive=segmenter.task.one_hot)
+    at_border, everywhere = (_compare(one, temperature, segmenter.task) for one in (near, whole))
     stored = {
         "temperature": temperature,
-        "ece": {
-            "before": measure_calibration(probability, reference).ece,
-            "after": measure_calibration(scaled, reference).ece,
-        },
-        "cases": len(used),
+        "ece": {when: found.ece for when, found in at_border.items()},
+        "brier": {when: found.brier for when, found in everywhere.items()},
+        "cases": len(with_border),
         "sampling": vars(chosen),
     }
     atomic.write_json(loaded.folder / CALIBRATION, stored)
     return stored
 
 
-def _near_border(
-    probability: np.ndarray, labels: np.ndarray, segmenter: Segmenter
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [n, K] and fractions of raters [n, K] of the pixels near any class's border.
+def _joined(parts: Sequence[_Pixels]) -> _Pixels:
+    return _Pixels(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _compare(pixels: _Pixels, temperature: float, task: Task) -> dict[str, Calibration]:
+    scaled = apply_temperature(pixels.probability, temperature, exclusive=task.one_hot)
+    return {
+        "before": measure_calibration(*pixels),
+        "after": measure_calibration(scaled, pixels.reference),
+    }
+
+
+def _pixels(probability: np.ndarray, labels: np.ndarray, task: Task) -> tuple[_Pixels, _Pixels]:
+    """Those near any class's border, and a grid over the whole image.
 
     Args:
       probability: [S, S, K].
       labels: [raters, S, S].
-      segmenter: knows the task.
+      task: says what labels mean.
     """
-    task = segmenter.task
     raters = np.stack([imaging.labels_to_mask(one, task) for one in labels])
     agreed = imaging.labels_to_mask(majority(labels, task), task)
     bands = (border_band(channel, (1, 1), BORDER_PIXELS) for channel in np.moveaxis(agreed, -1, 0))
     near = np.logical_or.reduce(list(bands))
-    return probability[near], raters.mean(axis=0)[near]
+    reference = raters.mean(axis=0)
+    grid = np.zeros_like(near)
+    stride = -(-len(grid) // _GRID)
+    grid[::stride, ::stride] = True
+    border, whole = (_Pixels(probability[chosen], reference[chosen]) for chosen in (near, grid))
+    return border, whole

@@ -22,6 +22,9 @@ def test_a_temperature_is_kept_used_and_exported(workdir, command, disc_folder, 
     (step,) = (workdir / "checkpoints").iterdir()
     stored = json.loads((step / "calibration.json").read_text())
     assert f"temperature {stored['temperature']:.3f} from 4 validation cases" in said
+    brier = stored["brier"]
+    assert f"Brier score of whole images {brier['before']:.4f} and {brier['after']:.4f}" in said
+    assert ("it is for the worse" in said) == (brier["after"] > brier["before"])
     assert stored["temperature"] != 1 and stored["ece"]["after"] < stored["ece"]["before"]
     image = np.random.default_rng(0).integers(0, 256, (1, 37, 22, 3), dtype=np.uint8)
     calibrated = Segmenter.load(workdir)

@@ -9,6 +9,7 @@ import pytest
 from configs import base
 from medsegdiff_jax import temperature
 from medsegdiff_jax.checkpoint import LoadedModel
+from medsegdiff_jax.metrics.calibration import apply_temperature
 from medsegdiff_jax.types import Modality, Task, slice_id
 
 SIDE = 16
@@ -92,6 +93,19 @@ def test_pixels_are_compared_with_the_fraction_of_raters_that_mark_them(calibrat
     # Of the square that is the majority's, 8 pixels wide, all but 2 columns are marked by two.
     assert np.unique(reference).tolist() == [0, pytest.approx(2 / 3), 1]
     assert ((reference == 1).sum(), (reference > 0).sum()) == (2 * 8, 8 * 8)
+
+
+def test_what_it_does_to_whole_images_is_measured(calibrated):
+    small = np.zeros((1, SIDE, SIDE), np.uint8)
+    small[:, :3, :3] = 1  # most of the slice is far from its border
+    stored, _ = calibrated(slices("a", 2, small))
+    probability = np.full((SIDE, SIDE), 0.1)
+    probability[: SIDE // 2] = 0.9
+    assert stored["temperature"] > 1  # of 0.9 near the border there is less than half
+    for when, temperature_then in (("before", 1.0), ("after", stored["temperature"])):
+        scaled = apply_temperature(probability, temperature_then)
+        expected = np.mean((scaled - small[0]) ** 2)
+        assert stored["brier"][when] == pytest.approx(expected, abs=1e-6)
 
 
 def test_slices_have_all_places_in_their_volumes(calibrated, monkeypatch):
