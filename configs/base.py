@@ -57,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.validation, config.sampling = _validation(), _sampling()
     if size == "tiny":  # trained for minutes, if at all
         config.optim.update(learning_rate=3e-3, warmup_steps=20)
+        config.eval_every_steps = 100
     if size == "paper":
         config.data.image_size = 256
     if recipe == "paper":
@@ -76,9 +77,10 @@ def _parse(arg: str) -> tuple[str, str]:
     recipe, _, size = arg.partition(",")
     recipe, size = recipe or "default", size or "small"
     if recipe not in RECIPES or size not in SIZES:
+        hint = f"; is default,{recipe} meant?" if recipe in SIZES else ""
         raise ValueError(
             f"config argument {arg!r}: expected recipe[,size] with a recipe of {RECIPES} "
-            f"and a size of {SIZES}"
+            f"and a size of {SIZES}{hint}"
         )
     return recipe, size
 

@@ -63,6 +63,7 @@ class Facts:
       dtype: of the stored image.
       labels: of each rater, label -> pixels at the size of the file.
       empty: of each example (slice), whether no rater marked anything that is left at its size.
+      turned: by an EXIF tag, in the eyes of viewers; not here.
     """
 
     shape: tuple[int, ...]
@@ -72,6 +73,7 @@ class Facts:
     dtype: str
     labels: tuple[dict[int, int], ...]
     empty: tuple[bool, ...]
+    turned: bool = False
 
     def to_json(self) -> str:
         """Inverse of `from_json`."""
@@ -161,7 +163,8 @@ def read_case(
       InputError: unreadable or non-finite files, a mask that does not fit its image, or labels that
         cannot be right; names the file.
     """
-    if task is not None and task.modalities:
+    pictures = task is None or not task.modalities
+    if not pictures:
         image, raters, grid = read_volume(case, task)
         spacing, shape = grid.spacing, grid.shape
         image = volumes.to_slices(volumes.to_stored(image, task.modalities), grid, options.plane)
@@ -183,6 +186,7 @@ def read_case(
         dtype=image.dtype.name,
         labels=tuple(_counts(rater) for rater in raters),
         empty=tuple(bool(e) for e in ~labels.any(axis=(1, 2, 3))),
+        turned=pictures and imaging.is_turned(case.images[0]),
     )
     images = np.stack([imaging.resize_image(plane, size) for plane in image])
     return facts, {"image": images, "labels": labels}

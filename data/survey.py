@@ -61,7 +61,7 @@ def survey(catalogue: Catalogue, facts: Sequence[Facts], notes: Sequence[str] = 
         notes = (*notes, *_absent(found, task))
     if not task.image_channels:
         task = dataclasses.replace(task, image_channels=max(fact.channels for fact in facts))
-    notes = (*notes, *_lost(found))
+    notes = (*notes, *_lost(found), *_turned(found))
     return Survey(task, np.dtype(facts[0].dtype), _report(found, task, notes))
 
 
@@ -103,6 +103,15 @@ def _lost(found: _Found) -> list[str]:
         f"of {lost} of {len(marked)} masks with labels nothing is left at the size of the network; "
         "a larger data.image_size keeps small objects"
     ]
+
+
+def _turned(found: _Found) -> list[str]:
+    """A note on pictures that a viewer shows otherwise than they are stored."""
+    pairs = zip(found.catalogue.cases, found.facts, strict=True)
+    turned = [case.images[0].name for case, fact in pairs if fact.turned]
+    if not turned:
+        return []
+    return [f"of {len(turned)} images an EXIF rotation is not applied: {names(turned, 3)}"]
 
 
 def _check_labels(found: _Found, task: Task) -> None:
@@ -150,6 +159,11 @@ def _found_task(found: _Found) -> Task:
         )
     if 255 in values:
         stray = set(values) - {255}
+        if all(len(labels.keys() - {0}) <= 1 for _, labels in found.masks()):
+            raise InputError(
+                f"{found.files_with(stray)}: mark with {names(sorted(stray))} where other masks "
+                "have 255; write the class with one value in all masks"
+            )
         raise InputError(
             f"{found.files_with(stray)}: label values {names(sorted(stray))} beside 255 "
             f"(compressed, smoothed, or two conventions); {advice}"

@@ -129,7 +129,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
                     f"{root}: exported in format {metadata['format']}; this version reads format "
                     f"{EXPORT_FORMAT}"
                 )
-            loaded = _load(root / "params", metadata, f"{metadata['source']}, exported to {root}")
+            loaded = _load(root / "params", metadata, f"{metadata['source']}, exported")
         return dataclasses.replace(
             loaded,
             temperature=metadata.get("temperature", 1.0),

@@ -157,7 +157,9 @@ def case_pictures(
 
 
 def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarray]:
-    """How a sample came about, a frame per step: noisy mask, its probabilities, and the outline.
+    """How a sample came about: noisy mask, what it says of the clean one, and its outline.
+
+    A frame per step, and a last one without noise.
 
     Args:
       image: uint8 [H, W, 3] from `to_rgb`.
@@ -165,17 +167,18 @@ def animation(image: np.ndarray, path: np.ndarray, task: Task) -> list[np.ndarra
       task: says what the channels mean.
 
     Returns:
-      N uint8 [h, 3 w, 3], longer side of a panel SHEET_PIXELS.
+      N + 1 uint8 [h, 3 w, 3], longer side of a panel SHEET_PIXELS.
     """
     scale = SHEET_PIXELS / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
     small = imaging.resize_image(image, size)
-    frames = []
+    panels = []
     for noisy, chance in zip(*np.split(path, 2, axis=-1), strict=True):
         chance = imaging.resize_probability(chance, size)
         labels = imaging.mask_to_labels(fusion.decide(chance, task), task)
         # Two standard deviations from black to grey and from grey to white.
         noise = imaging.resize_probability(np.clip(0.5 + noisy[..., -1:] / 4, 0, 1), size)[..., 0]
         outlined = overlay(small, regions_of(labels, task), None)
-        frames.append(np.hstack([grey(noise), grey(foreground(chance, task)), outlined]))
-    return frames
+        panels.append([grey(noise), grey(foreground(chance, task)), outlined])
+    _, clean, outlined = panels[-1]
+    return [np.hstack(one) for one in (*panels, [clean, clean, outlined])]

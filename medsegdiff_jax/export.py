@@ -1,4 +1,7 @@
-"""A trained model as a folder to pass on: EMA parameters and model.json, nothing else."""
+"""A trained model as a folder to pass on: EMA parameters and model.json, nothing else.
+
+Where the data of the training lay is nobody else's business, and left out.
+"""
 
 import os
 
@@ -19,8 +22,11 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
     loaded = load_model(checkpoint)
     data, diffusion = loaded.config.data, loaded.config.diffusion
     modalities = loaded.task.modalities
+    config = loaded.config.to_dict()
+    config["data"].update(path="", cache_dir="")
     metadata = {
         **loaded.metadata,
+        "config": config,
         "exported_by": __version__,
         "source": loaded.description,
         "temperature": loaded.temperature,

@@ -84,6 +84,12 @@ def _integers(pixels: np.ndarray, path: Path) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
+def is_turned(path: str | os.PathLike) -> bool:
+    """Whether viewers turn a readable picture by its EXIF tag, which `read_image` does not."""
+    with Image.open(path) as image:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+
+
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads a PNG, JPEG, TIFF or BMP file as it is stored.
 
@@ -245,10 +251,7 @@ def to_unit(image: np.ndarray) -> np.ndarray:
         return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
     if image.dtype.kind != "f":
         raise InputError(f"an image is uint8, uint16 or floats, not {image.dtype}")
-    with np.errstate(over="ignore"):
-        image = image.astype(np.float32)
-    if not np.isfinite(image).all():
-        raise InputError("an image has pixels that float32 does not hold")
+    image = image.astype(np.float32)
     low, high = image.min(), image.max()
     if low >= 0 and _DARKEST < high <= 1:
         return image
@@ -286,7 +289,9 @@ def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.shape[-1] == 3 and channels == 1:
         grey = (image @ _LUMINANCE)[..., None]
         return (np.rint(grey) if image.dtype.kind == "u" else grey).astype(image.dtype)
-    raise InputError(f"an image with {image.shape[-1]} channels cannot serve {channels}")
+    raise InputError(
+        f"an image with {image.shape[-1]} channels, which come last, cannot serve {channels}"
+    )
 
 
 def labels_to_mask(labels: np.ndarray, task: Task) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from medsegdiff_jax.settings import Settings
 from medsegdiff_jax.types import InputError, Task
 
 SUFFIX = ".png"
+
+_log = logging.getLogger("medsegdiff_jax")
 
 
 def find(
@@ -62,7 +65,14 @@ def segment(
     Raises:
       InputError: an image that does not fit the model; what was yielded stays right.
     """
-    images = readable(cases, lambda _, paths: imaging.read_image(*paths), skip)
+
+    def read(_: str, paths: Sequence[Path]) -> np.ndarray:
+        image = imaging.read_image(*paths)
+        if imaging.is_turned(*paths):
+            _log.warning("%s: its EXIF rotation is not applied, neither to its mask", *paths)
+        return image
+
+    images = readable(cases, read, skip)
     keep = {"keep_members": "members" in save, "keep_path": "animation" in save}
     for result in segmenter.stream(images, settings, **keep):
         probable = fusion.decide(result.probability, segmenter.task)

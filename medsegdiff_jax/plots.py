@@ -21,8 +21,17 @@ from medsegdiff_jax.display import UNCERTAINTY_COLOR, CasePictures, class_color
 from medsegdiff_jax.types import InputError, Task
 
 
-def write_contact_sheet(path: str | os.PathLike, rows: Sequence[CasePictures], task: Task) -> None:
-    """Writes one PNG: a row per case with image, mask, probability, uncertainty and overlay."""
+def write_contact_sheet(
+    path: str | os.PathLike, rows: Sequence[CasePictures], task: Task, total: int
+) -> None:
+    """Writes one PNG: a row per case with image, mask, probability, uncertainty and overlay.
+
+    Args:
+      path: PNG to write.
+      rows: the cases that are shown.
+      task: names the classes.
+      total: how many cases there are.
+    """
     titles = ("image", "mask", "probability", "uncertainty", "overlay")
     ratios = [row.image.shape[0] / row.image.shape[1] for row in rows]
     figure = new_figure(9.0, 1.75 * sum(ratios) + 0.12 * len(rows) + 0.9)
@@ -44,13 +53,14 @@ def write_contact_sheet(path: str | os.PathLike, rows: Sequence[CasePictures], t
         for i, name in enumerate(task.classes)
     ]
     handles.append(Line2D([], [], color=UNCERTAINTY_COLOR / 255, lw=4, label="uncertain (overlay)"))
+    shown = f"{len(rows)} of {total} cases; " if len(rows) < total else ""
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=6,
         fontsize=8,
         frameon=False,
-        title="probability and uncertainty: black 0, white or yellow 1",
+        title=f"{shown}probability and uncertainty: black 0, white or yellow 1",
         title_fontsize=8,
     )
     write_figure(path, figure)
@@ -75,6 +85,7 @@ def write_learning_curve(metrics_path: str | os.PathLike, path: str | os.PathLik
     if not panels:
         return
     figure = new_figure(5.0 * len(panels), 3.6)
+    last = max(step for points in curves.values() for step, _ in points)
     for index, (name, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
         for label, points in sorted(lines.items()):
@@ -88,6 +99,7 @@ def write_learning_curve(metrics_path: str | os.PathLike, path: str | os.PathLik
             axes.yaxis.set_minor_formatter(NullFormatter())
         if name == "overlap":
             axes.set_ylim(0, 1)
+        axes.set_xlim(0, 1.03 * last)  # of all panels; a single validation has no range of its own
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)

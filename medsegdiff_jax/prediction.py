@@ -91,12 +91,14 @@ def predict(
     left = _begin(folder, run, cases, save)
     made_of = {case: _made_of(paths, folder) for case, paths in left.items()}
     unread: list[InputError] = []
+    if left:
+        _log.info("the first batch waits for the compiler, unless these settings are known")
     results = kind.segment(segmenter, left, settings, save, unread.append)
     results = progress(results, len(left), "segmenting")
     sheet, growth = _write_each(results, folder, run, cases, made_of)
     page = folder / "contact_sheet.png"
     if sheet and (len(left) == len(cases) or not page.exists()):  # else it has earlier cases
-        plots.write_contact_sheet(page, sheet, task)
+        plots.write_contact_sheet(page, sheet, task, len(cases))
     _warn_of_growth(growth)
     if unread:
         more = f", as {len(unread) - 1} more (see above)" if len(unread) > 1 else ""

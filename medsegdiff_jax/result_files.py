@@ -181,7 +181,7 @@ def readable(
 def choose(
     cases: dict[str, tuple[Path, ...]], chosen: str | os.PathLike | None
 ) -> dict[str, tuple[Path, ...]]:
-    """The cases that a list names, in its order; all without a list.
+    """The cases that a list names, by their ids or their files, in its order; all without a list.
 
     Raises:
       InputError: no such list, an empty one, or one that names a case without image.
@@ -191,7 +191,9 @@ def choose(
     path = Path(chosen)
     if not path.is_file():
         raise InputError(f"{path}: no such list")
-    stems = imaging.read_names(path)
+    of_files = {file.name: case for case, files in cases.items() for file in files}
+    names = imaging.read_names(path)
+    stems = [name if name in cases else of_files.get(name, name) for name in names]
     missing = [stem for stem in stems if stem not in cases]
     if missing:
         example = next(iter(cases))

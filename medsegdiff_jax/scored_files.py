@@ -1,6 +1,7 @@
 """Reading what is scored: references of every rater, and what sample.py saved of a case."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,16 @@ def read_labels(
     return labels, grid
 
 
+def check_raters(cases: Sequence[str], raters: dict[str, dict[str, Path]]) -> None:
+    """Raises InputError if a rater, from `find_references`, lacks a mask of one of the cases."""
+    for rater, masks in raters.items():
+        missing = [case for case in cases if case not in masks]
+        if missing:
+            folder = next(iter(masks.values())).parent if masks else f"masks_{rater}"
+            others = f" ({len(missing)} of {len(cases)} have none)" if len(missing) > 1 else ""
+            raise InputError(f"{folder}: no mask of {missing[0]}, which has a prediction{others}")
+
+
 def read_references(
     case: str,
     raters: dict[str, dict[str, Path]],
@@ -92,19 +103,16 @@ def read_references(
 
     Args:
       case: its name.
-      raters: from `find_references`.
+      raters: from `find_references`, all of whom have it (`check_raters`).
       task: says which labels there are.
       shape: of the prediction.
       grid: of the prediction; None for a picture.
 
     Raises:
-      InputError: a rater lacks the case, or a mask does not fit the prediction.
+      InputError: a mask does not fit the prediction.
     """
     found = {}
     for rater, masks in raters.items():
-        if case not in masks:
-            folder = next(iter(masks.values())).parent if masks else f"masks_{rater}"
-            raise InputError(f"{folder}: no mask of {case}, which has a prediction")
         labels, own = read_labels(masks[case], task, foreign=True)
         _check_shape(masks[case], labels.shape, shape)
         if grid:

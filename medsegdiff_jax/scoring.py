@@ -114,6 +114,7 @@ def evaluate(
     if task.modalities and spacing is not None:
         raise InputError("--spacing: is for pictures; the files of volumes say their own")
     raters = scored_files.find_references(Path(references), task)
+    scored_files.check_raters(list(files), raters)
     groups = read_groups(Path(references), files)
     scores: list[CaseScore] = []
     doubts: list[CaseUncertainty] = []

@@ -325,8 +325,11 @@ class Segmenter:
                 f"{case_id}: the model was trained on volumes (sample.py reads these); a slice is "
                 f"uint16 [H, W, {self.task.image_channels}] from volumes.to_stored"
             )
-        if image.dtype not in (np.uint8, np.uint16) and not np.isfinite(image).all():
-            raise InputError(f"{case_id}: the image has pixels that are not finite")
+        if image.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                image = image.astype(np.float32)
+            if not np.isfinite(image).all():
+                raise InputError(f"{case_id}: the image has pixels that are not finite in float32")
         try:
             small = imaging.resize_image(image, (self._size, self._size))
             small = imaging.to_unit(imaging.match_channels(small, self.task.image_channels))

@@ -28,6 +28,7 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     annotated = {stem for masks in raters.values() for stem in masks}
     # A public test set may come without masks; it cannot be scored, so it is left out.
     assigned["test"] = [s for s in assigned["test"] if s in annotated or "test" not in lists]
+    _check_raters({stem: images[stem] for stems in assigned.values() for stem in stems}, raters)
     splits = {
         split: tuple(_case(stem, images[stem], raters, groups.get(stem, "")) for stem in stems)
         for split, stems in assigned.items()
@@ -72,13 +73,25 @@ def _masks(root: Path, images: dict[str, Path]) -> dict[str, dict[str, Path]]:
     return raters
 
 
+def _check_raters(images: dict[str, Path], raters: dict[str, dict[str, Path]]) -> None:
+    """Every image that is used needs a mask by every rater."""
+    missing = {
+        rater: [stem for stem in images if stem not in masks] for rater, masks in raters.items()
+    }
+    bare = set.intersection(*map(set, missing.values()))
+    for stem, image in images.items():
+        if stem in bare:
+            raise InputError(f"image without mask: {image}")
+    for rater, stems in missing.items():
+        if stems:
+            raise InputError(
+                f"masks_{rater}/ has no mask of {len(stems)} of {len(images)} images "
+                f"({names(stems, 3)}), which other raters have: leave the folder out, or list in "
+                "train.txt, val.txt and test.txt what all raters have"
+            )
+
+
 def _case(stem: str, image: Path, raters: dict[str, dict[str, Path]], group: str) -> Case:
-    without = [rater for rater, masks in raters.items() if stem not in masks]
-    if len(without) == len(raters):
-        raise InputError(f"image without mask: {image}")
-    if without:
-        folders = names(f"masks_{rater}/" for rater in without)
-        raise InputError(f"{image}: has no mask in {folders}, but in other raters'")
     annotations = tuple((MaskFile(masks[stem]),) for masks in raters.values())
     return Case(stem, (image,), annotations, group)
 

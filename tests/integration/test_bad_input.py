@@ -266,6 +266,11 @@ def test_evaluate_names_the_mask_that_does_not_fit(evaluate, tmp_path):
     reference.unlink()
     line = evaluate().refusal
     assert f"{reference.parent}: no mask of disc_01, which has a prediction" in line
+    (tmp_path / "references" / "disc_00.png").rename(tmp_path / "references" / "disc_09.png")
+    both = evaluate()
+    assert both.refusal.endswith("no mask of disc_00, which has a prediction (2 of 2 have none)")
+    assert "scoring" not in both.stderr
+    (tmp_path / "references" / "disc_09.png").rename(tmp_path / "references" / "disc_00.png")
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(reference)
     line = evaluate().refusal
     assert str(reference) in line and "7x9" in line and "24x24" in line

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import base
 from data import builder, staging
@@ -94,6 +95,7 @@ def missing_rater(root):
     shutil.copytree(root / "masks", root / "masks_one")
     shutil.copytree(root / "masks", root / "masks_two")
     remove("masks_two/b.png")(root)
+    remove("masks_two/c.png")(root)
 
 
 def all_empty(root):
@@ -131,7 +133,11 @@ REFUSED = {
     "truncated mask": (truncate("masks/b.png"), "{root}/masks/b.png: cannot be read as an image"),
     "non-finite": (not_finite, "{root}/images/b.tif: holds non-finite pixels"),
     "depths": (put("images/b.png", mask().astype(np.uint16)), "{root}/images/b.png is uint16"),
-    "rater missing": (missing_rater, "{root}/images/b.png: has no mask in masks_two/"),
+    "rater missing": (missing_rater, "masks_two/ has no mask of 2 of 6 images (b, c), which other"),
+    "two conventions": (
+        put("masks/b.png", mask(1)),
+        "{root}/masks/b.png: mark with 1 where other masks have 255",
+    ),
     "all empty": (all_empty, "{root}/masks: every mask is empty"),
     "broken json": (text("dataset.json", '{"classes": '), "{root}/dataset.json: cannot be read as"),
     "no classes": (text("dataset.json", '{"labels": {}}'), "{root}/dataset.json: needs"),
@@ -190,23 +196,11 @@ def test_a_folder_becomes_a_dataset(root):
     ]
 
 
-def test_folds_are_datasets_of_their_own(root):
-    data = config(root)
-    data.fold = 1
-    with pytest.raises(InputError, match=r"data\.fold: 1 needs data\.folds"):
-        input_pipeline.load(data)
-    data.folds = 2
-    one = input_pipeline.load(data)
-    data.fold = 0
-    other = input_pipeline.load(data)
-    assert ids(one) == {
-        "train": ids(other)["validation"],
-        "validation": ids(other)["train"],
-        "test": ["f"],
-    }
-    assert sorted(ids(one)["train"] + ids(one)["validation"]) == list("abcde")
-    assert one.fingerprint != other.fingerprint
-    assert "cross-validation: fold 1 of 0..1 validates" in one.report
+def test_an_exif_rotation_is_not_applied_and_noted(root):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(root / "images" / "b.png").save(root / "images" / "b.png", exif=exif)
+    assert load(root).report.endswith("note    of 1 images an EXIF rotation is not applied: b.png")
 
 
 def test_the_report_counts_empty_masks_and_names_unused_images(root):

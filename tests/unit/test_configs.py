@@ -134,5 +134,6 @@ def test_every_ablation_builds(anchor, semantic):
 
 @pytest.mark.parametrize("arg", ["papr", "default,huge", "small"])
 def test_unknown_arguments_are_refused(arg):
-    with pytest.raises(ValueError, match=arg):
+    with pytest.raises(ValueError, match=arg) as refused:
         base.get_config(arg)
+    assert ("is default,small meant?" in str(refused.value)) == (arg == "small")

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from configs import base
 from data.catalogue import Case, cross_validation
+from medsegdiff_jax import input_pipeline
 from medsegdiff_jax.types import InputError
+from tests.layouts import save_image
 
 
 def cases(*names, group=""):
@@ -60,3 +64,29 @@ def test_folds_that_cannot_be(folds, fold, message):
     splits = {"train": cases("a", "b"), "validation": cases("c"), "test": ()}
     with pytest.raises(InputError, match=message):
         cross_validation(splits, folds, fold)
+
+
+def test_folds_are_datasets_of_their_own(tmp_path):
+    root = tmp_path / "input"
+    for number, name in enumerate("abcdef"):
+        save_image(root / "images" / f"{name}.png", np.full((8, 8), number, np.uint8))
+        save_image(root / "masks" / f"{name}.png", 255 * np.eye(8, dtype=np.uint8))
+    (root / "test.txt").write_text("f\n")
+    data = base.get_config().data
+    data.path, data.image_size, data.cache_dir = str(root), 8, str(tmp_path / "cache")
+    data.fold = 1
+    with pytest.raises(InputError, match=r"data\.fold: 1 needs data\.folds"):
+        input_pipeline.load(data)
+    data.folds = 2
+    one = input_pipeline.load(data)
+    data.fold = 0
+    other = input_pipeline.load(data)
+    names, others = ({k: names_of(v) for k, v in found.sources.items()} for found in (one, other))
+    assert names["train"] == others["validation"] and names["validation"] == others["train"]
+    assert sorted(names["train"] + names["validation"]) == list("abcde") and names["test"] == ["f"]
+    assert one.fingerprint != other.fingerprint
+    assert "cross-validation: fold 1 of 0..1 validates" in one.report
+
+
+def names_of(source):
+    return [example["id"].decode() for example in source]

@@ -320,12 +320,6 @@ def test_ordinary_pictures_are_what_they_were(seed, kind, channels):
     np.testing.assert_array_equal(imaging.normalize(imaging.to_unit(image), BINARY), expected)
 
 
-def test_what_float32_does_not_hold_is_refused():
-    with pytest.raises(InputError, match="float32 does not hold"):
-        imaging.to_unit(np.array([0.0, 1e39]))
-    np.testing.assert_array_equal(imaging.to_unit(np.array([0.0, 1e38])), [0, 1])
-
-
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int16, np.int64, bool])
 def test_a_dtype_of_unknown_range_is_refused(dtype):
     with pytest.raises(InputError, match=f"uint8, uint16 or floats, not {np.dtype(dtype)}"):
@@ -343,7 +337,7 @@ def test_match_channels():
     np.testing.assert_allclose(grey[..., 0], RGB @ [0.299, 0.587, 0.114], atol=0.51)
     assert grey.dtype == np.uint8
     np.testing.assert_array_equal(imaging.match_channels(GREY[..., None], 3), np.dstack([GREY] * 3))
-    with pytest.raises(InputError, match="2 channels cannot serve 3"):
+    with pytest.raises(InputError, match="2 channels, which come last, cannot serve 3"):
         imaging.match_channels(np.zeros((2, 2, 2)), 3)
 
 

@@ -72,16 +72,17 @@ def test_a_block_of_ss_former_reads_c_by_e_and_then_e_by_what_came_of_it():
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_the_gaussian_has_a_mean_along_each_axis():
+def test_smoothing_is_a_depthwise_correlation_with_a_gaussian_of_each_channel():
     module = uncertain_attention.GaussianSmoothing(size=5)
-    features = RNG.normal(size=(1, 9, 11, 1)).astype(np.float32)
-    mean, width = (0.8, -0.5), np.log1p(np.exp(0.3))  # softplus
-    params = {"mean": np.array(mean)[:, None], "width": np.array([0.3])}
-    rows, columns = (np.exp(-0.5 * ((np.arange(-2, 3) - one) / width) ** 2) for one in mean)
-    kernel = np.outer(rows, columns) / (rows.sum() * columns.sum())
-    expected = ndimage.correlate(features[0, ..., 0], kernel, mode="constant")
+    features = RNG.normal(size=(1, 9, 11, 2)).astype(np.float32)
+    params = {"mean": np.array([[0.4, -0.7], [0.0, 1.2]]), "width": np.array([0.3, 1.5])}
     found = module.apply({"params": params}, features)
-    np.testing.assert_allclose(found[0, ..., 0], expected, atol=1e-5)
+    for channel, width in enumerate(np.log1p(np.exp(params["width"]))):  # softplus
+        offsets = np.arange(-2, 3)[:, None] - params["mean"][:, channel]
+        rows, columns = np.exp(-0.5 * (offsets / width) ** 2).T
+        kernel = np.outer(rows, columns) / (rows.sum() * columns.sum())
+        expected = ndimage.correlate(features[0, ..., channel], kernel, mode="constant")
+        np.testing.assert_allclose(found[0, ..., channel], expected, atol=1e-5)
 
 
 def test_equation_5_keeps_the_feature_that_it_gates():

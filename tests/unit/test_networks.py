@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from configs import base
 from medsegdiff_jax import networks
@@ -138,27 +137,6 @@ def test_fft_is_float32_under_bfloat16():
 
 
 # --- U-SA -------------------------------------------------------------------------------------
-
-
-def test_smoothing_equals_a_depthwise_gaussian_correlation():
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(1, 9, 11, 2)).astype(np.float32)
-    mean = np.array([[0.4, -0.7], [0.0, 1.2]])
-    width = np.array([0.8, 1.5])
-    taps = [
-        uncertain_attention.gaussian_weights(jnp.asarray(mean[axis]), jnp.asarray(width), 5)
-        for axis in (0, 1)
-    ]
-    np.testing.assert_allclose(np.sum(taps[0], axis=0), 1.0, rtol=1e-6)
-    result = uncertain_attention.smooth(jnp.asarray(features), *taps)
-    offsets = np.arange(-2, 3)
-    for channel in range(2):
-        squared = [(offsets - mean[axis, channel]) ** 2 for axis in (0, 1)]
-        kernel = np.exp(-0.5 * (squared[0][:, None] + squared[1][None]) / width[channel] ** 2)
-        expected = ndimage.correlate(
-            features[0, ..., channel], kernel / kernel.sum(), mode="constant"
-        )
-        np.testing.assert_allclose(result[0, ..., channel], expected, atol=1e-5)
 
 
 def test_gate_of_a_lone_pixel_reaches_its_neighbours_only_with_u_sa():

@@ -30,7 +30,7 @@ def test_contact_sheet_shows_each_case_in_its_row(tmp_path):
         )
     assert rows[0].image.shape == (150, 320, 3) and rows[1].mask.shape == (64, 48, 3)
     np.testing.assert_allclose(rows[0].probability[[10, -10], 5], [1, 0], atol=1e-6)
-    plots.write_contact_sheet(tmp_path / "sheet.png", rows, BINARY)
+    plots.write_contact_sheet(tmp_path / "sheet.png", rows, BINARY, 2)
     sheet = pixels(tmp_path / "sheet.png")[..., :3]
     lesion = (sheet == display.class_color(0).astype(np.uint8)).all(axis=-1)
     # Half of each mask, beside outlines and the legend.
@@ -38,7 +38,7 @@ def test_contact_sheet_shows_each_case_in_its_row(tmp_path):
     top, bottom = np.flatnonzero(lesion[:, : sheet.shape[1] // 2].sum(axis=1) > 50)[[0, -1]]
     assert bottom - top > sheet.shape[0] / 4
     assert (sheet == 90).all(axis=-1).mean() > 0.05
-    plots.write_contact_sheet(tmp_path / "one.png", rows[:1], BINARY)
+    plots.write_contact_sheet(tmp_path / "one.png", rows[:1], BINARY, 2)
     assert pixels(tmp_path / "one.png").shape[0] < sheet.shape[0]
 
 

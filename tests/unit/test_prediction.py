@@ -224,12 +224,31 @@ def test_what_is_done_is_listed_even_if_the_run_is_killed(run, tmp_path, monkeyp
     assert written == [0, 1, 2, 3, 3]
 
 
-def test_an_animation_has_a_frame_per_step(run, tmp_path):
+def test_an_exif_rotation_is_said_to_be_left_out(tiny_model, tmp_path, caplog):
+    scans, segmenter = folder_of(tmp_path / "scans", "a.png", "b.png"), Segmenter(tiny_model)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(scans / "b.png").save(scans / "b.png", exif=exif)
+    settings = segmenter.choose(steps=0)
+    with caplog.at_level("WARNING", logger="medsegdiff_jax"):
+        prediction.predict(segmenter, find(scans, segmenter), tmp_path / "out", settings, ("mask",))
+    said = [record.getMessage() for record in caplog.records if "EXIF" in record.getMessage()]
+    assert said == [f"{scans / 'b.png'}: its EXIF rotation is not applied, neither to its mask"]
+    with Image.open(tmp_path / "out" / "b.png") as mask:
+        assert mask.size == (7, 9)  # as it is stored
+
+
+def test_an_animation_has_a_frame_per_step_and_ends_without_noise(run, tmp_path):
     assert run(save=("mask", "animation")) == "abc"
     with Image.open(tmp_path / "out" / "b_animation.gif") as film:
-        assert film.n_frames == 2  # steps of the tiny model
+        assert film.n_frames == 2 + 1  # steps of the tiny model
         height, width = 320, 249  # of images of 9 x 7, magnified
         assert film.size == (3 * width, height)
+        for frame, clean in ((1, False), (2, True)):
+            film.seek(frame)
+            shown = np.asarray(film.convert("RGB"))
+            same = np.array_equal(shown[:, :width], shown[:, width : 2 * width])
+            assert same == clean
 
 
 def test_the_probability_that_is_written_is_scaled(tiny_model, tmp_path):

@@ -240,6 +240,12 @@ def test_a_tolerance_needs_more_members_than_must_change_nothing(segmenter, memb
     assert segmenter.choose(members=members, steps=0, tolerance=tolerance).tolerance == 0
 
 
+def test_what_float32_does_not_hold_is_refused(segmenter):
+    image = np.random.default_rng(0).uniform(size=(1, 9, 9, 3))
+    with pytest.raises(InputError, match="a: the image has pixels that are not finite in float32"):
+        segmenter(image * 1e39, case_ids=["a"])
+
+
 def test_names_of_cases_are_strings(segmenter, images):
     with pytest.raises(InputError, match="case_ids: names are strings"):
         segmenter(images[:2], case_ids=[1, 2])
