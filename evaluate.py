@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     )
     written = scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
     print(scoring.format_table(result))
+    print(f"compared with {result.run['compared with']}")
     if result.uncertainty:
         print(uncertainty_scoring.format_table(result.uncertainty))
     if result.groups:

@@ -67,8 +67,8 @@ class Evaluation:
       spacing: height and width of a pixel, which distances are measured in; for volumes, words.
       nsd_tolerance: of the NSD, in the same unit.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
-      run: what was scored: the folder of predictions, those of the references that were read, and
-        how the predictions were made.
+      run: what was scored: the folder of predictions, those of the references that were read, what
+        these were fused to, and how the predictions were made.
       worst: pictures of the cases with the lowest Dice.
     """
 
@@ -126,8 +126,6 @@ def evaluate(
     known = {stem for masks in raters.values() for stem in masks}
     unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
     errors = [1 - aggregate.apply_policy(score, policy)["dice"] for score in scores]
-    made = {key: run[key] for key in ("checkpoint", "checkpoint_sha256", "sampling") if key in run}
-    scored = {path.parent for masks in raters.values() for path in masks.values()}
     return Evaluation(
         scores=scores,
         table=aggregate.table(scores, policy, groups),
@@ -136,12 +134,35 @@ def evaluate(
         spacing=unit,
         nsd_tolerance=nsd_tolerance,
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy, groups),
-        run={"predictions": str(folder), "references": sorted(map(str, scored)), **made},
+        run=_what_was_scored(folder, run, raters, task),
         worst=[
             _picture(score, policy, folder, run, files[score.case], raters, task)
             for score in worst_cases.choose(scores, policy)
         ],
     )
+
+
+def _what_was_scored(
+    folder: Path, run: dict[str, Any], raters: dict[str, dict[str, Path]], task: Task
+) -> dict[str, Any]:
+    """See `Evaluation.run`."""
+    references = {path.parent for masks in raters.values() for path in masks.values()}
+    made = ("checkpoint", "checkpoint_sha256", "sampling")
+    return {
+        "predictions": str(folder),
+        "references": sorted(map(str, references)),
+        "compared with": _fused(len(raters), task),
+        **{key: run[key] for key in made if key in run},
+    }
+
+
+def _fused(raters: int, task: Task) -> str:
+    """What `fusion.majority` makes of the raters, in words."""
+    if raters == 1:
+        return "one annotation per case"
+    if task.one_hot:
+        return f"the most frequent class of {raters} raters"
+    return "the union of 2 raters" if raters == 2 else f"what at least half of {raters} raters mark"
 
 
 def check_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from data.catalogue import names, share
 from medsegdiff_jax import groups
-from medsegdiff_jax.imaging import read_names
+from medsegdiff_jax.imaging import IMAGE_SUFFIXES, read_names
 from medsegdiff_jax.types import InputError
+from medsegdiff_jax.volumes import SUFFIXES as VOLUME_SUFFIXES
 
 LISTS = {
     "train": ("train.txt",),
@@ -42,7 +43,7 @@ def read_lists(
         if len(present) > 1:
             raise InputError(f"{root}: has both {present[0].name} and {present[1].name}")
         for path in present:
-            lists[split] = ids = read_names(path)
+            lists[split] = ids = [_id(name, known_ids) for name in read_names(path)]
             missing = [one for one in ids if one not in known_ids]
             if missing:
                 raise InputError(
@@ -54,6 +55,15 @@ def read_lists(
                     raise InputError(f"{path}: case {one} is already listed in {owner[one]}")
                 owner[one] = path.name
     return lists
+
+
+def _id(name: str, known_ids: Collection[str]) -> str:
+    """The case of a name in a list, which may be that of its file."""
+    if name not in known_ids:
+        for suffix in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES):
+            if name.lower().endswith(suffix) and name[: -len(suffix)] in known_ids:
+                return name[: -len(suffix)]
+    return name
 
 
 def assign(

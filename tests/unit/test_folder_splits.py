@@ -59,7 +59,7 @@ def test_without_lists_the_default_is_a_ninth_of_what_is_left_by_the_test_split(
 
 
 def test_with_a_test_list_alone_the_rest_is_for_training(many):
-    (many / "test.txt").write_text("03\n01\n02\n00\n")
+    (many / "test.txt").write_text("03\n01.png\n02\n00.PNG\n")
     splits = split_names(many, fraction=0.25)
     assert splits["test"] == ["03", "01", "02", "00"]  # the order of the list
     assert len(splits["train"]) == 27 and len(splits["validation"]) == 9
