@@ -30,10 +30,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Pictures, or slices of volumes, with the annotations of every rater.
 
     An example is image [S, S, C] (uint8, uint16 or float32), labels [raters, S, S] in the label
-    values of the task, size [2] (height and width of the file's picture or slice), slice and depth
-    (its number in its volume and their count; 0 and 1 for pictures), and id. `info.metadata` holds
-    the task, the report, the fingerprint and, of the training split, the positions of examples that
-    no rater marked. Slices of a volume follow each other, in the order of `volumes.PLANES`.
+    values of the task, by those who annotated the case, size [2] (height and width of the file's
+    picture or slice), slice and depth (its number in its volume and their count; 0 and 1 for
+    pictures), and id. `info.metadata` holds the task, the report, the fingerprint and, of the
+    training split, the positions of examples that no rater marked. Slices of a volume follow each
+    other, in the order of `volumes.PLANES`.
 
     Class attributes of a dataset: name, description, homepage, licence, instructions (what to
     download and where to put it, one line), variants (values of `data.variant`; the first one is
@@ -166,7 +167,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         facts = [case.facts for case in self._staged]
         self._survey = survey(catalogue, facts, leaks(catalogue, contents))
         self._splits, self._side = catalogue.splits, options.image_size
-        self._raters = len(catalogue.raters)
+        counts = {len(case.annotations) for case in catalogue.cases}
+        self._raters = counts.pop() if len(counts) == 1 else None  # a number of each case's own
         config = tfds.core.BuilderConfig(name=name)
         super().__init__(config=config, **kwargs)
 

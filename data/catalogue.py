@@ -35,7 +35,7 @@ class Case:
       id: unique in the dataset.
       images: one picture; or the modalities of a volume, a NIfTI file each or one file with all.
       raters: of each rater, in a fixed order, the files whose labels together (bitwise or) are the
-        annotation.
+        annotation; () of a rater who has not annotated this case, but not of all.
       group: what it shares with other cases, of one patient say; "" if nothing is known.
     """
 
@@ -43,6 +43,11 @@ class Case:
     images: tuple[Path, ...]
     raters: tuple[tuple[MaskFile, ...], ...]
     group: str = ""
+
+    @property
+    def annotations(self) -> tuple[tuple[MaskFile, ...], ...]:
+        """The files of those raters who have annotated the case."""
+        return tuple(files for files in self.raters if files)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -74,7 +74,7 @@ def _write_picture(case: Case, raters: Sequence[str], output: Path) -> None:
     _, annotations = read_picture(case)
     path = case.images[0]
     _copy(path, output / "images" / f"{case.id}{path.suffix.lower()}")
-    for rater, labels in zip(raters, annotations, strict=True):
+    for rater, labels in zip(_rated_by(case, raters), annotations, strict=True):
         imaging.write_png(_mask_folder(output, rater) / f"{case.id}.png", _small(labels))
 
 
@@ -84,9 +84,14 @@ def _write_volume(case: Case, task: Task, raters: Sequence[str], output: Path) -
         several = f"_{number:04d}" if len(case.images) > 1 else ""
         suffix = path.name[len(volumes.stem(path)) :].lower()
         _copy(path, output / "images" / f"{case.id}{several}{suffix}")
-    for rater, labels in zip(raters, annotations, strict=True):
+    for rater, labels in zip(_rated_by(case, raters), annotations, strict=True):
         path = _mask_folder(output, rater) / f"{case.id}.nii.gz"
         volumes.write(path, _small(labels), grid)
+
+
+def _rated_by(case: Case, raters: Sequence[str]) -> list[str]:
+    """The names of those who annotated the case."""
+    return [rater for rater, files in zip(raters, case.raters, strict=True) if files]
 
 
 def _mask_folder(output: Path, rater: str) -> Path:

@@ -61,7 +61,7 @@ class Facts:
       spacing: voxel size in mm; () for pictures.
       channels: of the image, or modalities of the volume.
       dtype: of the stored image.
-      labels: of each rater, label -> pixels at the size of the file.
+      labels: of each rater who annotated it, label -> pixels at the size of the file.
       empty: of each example (slice), whether no rater marked anything that is left at its size.
       turned: by an EXIF tag, in the eyes of viewers; not here.
     """
@@ -193,9 +193,9 @@ def read_case(
 
 
 def _annotations(case: Case, read: Any) -> list[np.ndarray]:
-    """Labels of each rater in the size of the files; `read` is path -> integers."""
+    """Labels by each of its raters, in the size of the files; `read` is path -> integers."""
     raters = []
-    for files in case.raters:
+    for files in case.annotations:
         parts = [_map_labels(read(mask.path), mask) for mask in files]
         if len({part.shape for part in parts}) > 1:
             raise InputError(f"{files[1].path}: has another size than {files[0].path}")
@@ -219,7 +219,7 @@ def _map_labels(labels: np.ndarray, mask: MaskFile) -> np.ndarray:
 
 
 def read_picture(case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
-    """[H, W, C] image, and [H, W] labels of each rater.
+    """[H, W, C] image, and [H, W] labels of each rater who annotated it.
 
     Raises:
       InputError: see `read_case`.
@@ -227,7 +227,7 @@ def read_picture(case: Case) -> tuple[np.ndarray, list[np.ndarray]]:
     (path,) = case.images
     image = imaging.read_image(path)
     raters = _annotations(case, imaging.read_labels)
-    for files, labels in zip(case.raters, raters, strict=True):
+    for files, labels in zip(case.annotations, raters, strict=True):
         if labels.shape != image.shape[:2]:
             turned = labels.shape == image.shape[1::-1]
             raise InputError(

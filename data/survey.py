@@ -76,7 +76,7 @@ class _Found:
         """(file, label -> pixels) of every annotation."""
         cases: Sequence[Case] = self.catalogue.cases
         for case, fact in zip(cases, self.facts, strict=True):
-            for files, labels in zip(case.raters, fact.labels, strict=True):
+            for files, labels in zip(case.annotations, fact.labels, strict=True):
                 yield files[0].path, labels
 
     def files_with(self, wanted: set[int]) -> str:
@@ -177,14 +177,16 @@ def _report(found: _Found, task: Task, notes: Sequence[str]) -> str:
     for _, labels in found.masks():
         pixels.update(labels)
     total = sum(pixels.values())
-    raters = f"{len(catalogue.raters)} per case"
+    counts = sorted({len(fact.labels) for fact in facts})
+    raters = f"{'..'.join(map(str, (counts[0], counts[-1])[: len(counts)]))} per case"
     if catalogue.raters != ("",):
         raters += f" ({', '.join(catalogue.raters)})"
-    empty = sum(not labels.keys() - {0} for _, labels in found.masks())
+    masks = [labels for _, labels in found.masks()]
+    empty = sum(not labels.keys() - {0} for labels in masks)
     lines = [
         "  cases   " + ", ".join(_split_line(s, c) for s, c in catalogue.splits.items()),
         "  images  " + (_volumes_line(facts, task) if task.modalities else _pictures_line(facts)),
-        f"  masks   {raters}, {empty} of {len(facts) * len(catalogue.raters)} empty",
+        f"  masks   {raters}, {empty} of {len(masks)} empty",
         "  labels  "
         + ", ".join(
             f"{value}: {_label_name(value, task)} {100 * pixels[value] / total:.3g}%"

@@ -36,7 +36,8 @@ class Dataset:
       image_shape: (S, S, C).
       report: what was found in the data, a few lines of text.
       sources: split -> random-access source of {"image" [S, S, C] as stored, "labels"
-        [raters, S, S] label values, "id" bytes}; a split without cases is an empty sequence.
+        [raters, S, S] label values by all who annotated it, "id" bytes}; a split without cases is
+        an empty sequence.
       empty: positions of the training examples that no rater marked.
     """
 

@@ -83,13 +83,20 @@ def read_labels(
 
 
 def check_raters(cases: Sequence[str], raters: dict[str, dict[str, Path]]) -> None:
-    """Raises InputError if a rater, from `find_references`, lacks a mask of one of the cases."""
+    """Each of the cases needs a mask of one of the raters, from `find_references`, at least.
+
+    Raises:
+      InputError: there is none of a case.
+    """
+    bare = [case for case in cases if not any(case in masks for masks in raters.values())]
+    if bare:
+        folders = " and ".join(str(next(iter(m.values())).parent) for m in raters.values() if m)
+        others = f" ({len(bare)} of {len(cases)} have none)" if len(bare) > 1 else ""
+        raise InputError(f"{folders}: no mask of {bare[0]}, which has a prediction{others}")
     for rater, masks in raters.items():
-        missing = [case for case in cases if case not in masks]
+        missing = sum(case not in masks for case in cases)
         if missing:
-            folder = next(iter(masks.values())).parent if masks else f"masks_{rater}"
-            others = f" ({len(missing)} of {len(cases)} have none)" if len(missing) > 1 else ""
-            raise InputError(f"{folder}: no mask of {missing[0]}, which has a prediction{others}")
+            _log.warning("masks_%s/ has no mask of %d of %d cases", rater, missing, len(cases))
 
 
 def read_references(
@@ -99,11 +106,11 @@ def read_references(
     shape: tuple[int, ...],
     grid: volumes.Grid | None,
 ) -> dict[str, np.ndarray]:
-    """Labels of a case by each rater, in the shape of the prediction.
+    """Labels of a case by each rater who has a mask of it, in the shape of the prediction.
 
     Args:
       case: its name.
-      raters: from `find_references`, all of whom have it (`check_raters`).
+      raters: from `find_references`, one of whom has it at least (`check_raters`).
       task: says which labels there are.
       shape: of the prediction.
       grid: of the prediction; None for a picture.
@@ -113,6 +120,8 @@ def read_references(
     """
     found = {}
     for rater, masks in raters.items():
+        if case not in masks:
+            continue
         labels, own = read_labels(masks[case], task, foreign=True)
         _check_shape(masks[case], labels.shape, shape)
         if grid:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,9 +44,9 @@ CONVENTIONS = {
     "empty_ignore": "undefined values are left out of the means; n_valid counts the rest",
     "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples; cases of one "
     "group in groups.csv of the references are drawn together",
-    "raters": "several references per case are fused: a lone class or a region is where at least "
-    "half of them mark it (of two: their union); of exclusive classes the most frequent, at a tie "
-    "the first, background before all",
+    "raters": "several references per case, of those raters who have one, are fused: a lone class "
+    "or a region is where at least half of them mark it (of two: their union); of exclusive classes "
+    "the most frequent, at a tie the first, background before all",
 }
 _ALT = {
     "dice.png": "Plot: Dice of every case as a point, quartiles of each class as a box",
@@ -233,6 +234,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
     }
     if doubt:
         summary["uncertainty"] = uncertainty_scoring.to_json(doubt)
+    raters = dict.fromkeys(rater for case in doubt.cases for rater in case.rater_dice)
     rows = [
         {
             "case": score.case,
@@ -242,7 +244,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
             "prediction_empty": int(score.prediction_empty),
             "reference_empty": int(score.reference_empty),
             **case.values,
-            **{f"dice_of_{rater}": dice for rater, dice in case.rater_dice.items()},
+            **{f"dice_of_{rater}": case.rater_dice.get(rater, math.nan) for rater in raters},
         }
         for score, case in zip(evaluation.scores, doubt.cases, strict=True)
     ]

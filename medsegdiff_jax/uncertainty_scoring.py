@@ -71,7 +71,8 @@ class CaseUncertainty:
       class_name: name of the class.
       values: SAMPLE_METRICS where there are members, "region_entropy" where there is a probability.
       calibration: {"image", "border": sums over pixels} where there is a probability.
-      rater_dice: {rater: Dice against the majority}, NaN if both are empty; {} with one rater.
+      rater_dice: {rater who annotated it: Dice against the majority}, NaN if both are empty; {}
+        with one rater.
       dice_of_first: Dice of the vote of the first n members, n = 1, 2, ..., NaN if it and the
         reference are empty; [] without members.
     """
@@ -93,7 +94,7 @@ class Uncertainty:
       table: {metric: Summary over cases}.
       calibration: {"image", "border": sums over the pixels of all cases}.
       ranking: {score: its ranking of the errors}; scores with fewer than two cases are left out.
-      rater_dice: {rater: Summary over cases}.
+      rater_dice: {rater: Summary over the cases that they annotated}.
       dice_of_first: Summary over cases for n = 1, 2, ... members.
     """
 
@@ -226,10 +227,12 @@ def collect(
         }
         ranking[name] = {score: one for score, one in ranked.items() if one is not None}
         empty = 1.0 if policy == "strict" else float("nan")
-        agreement[name] = {
-            rater: _summary([one.rater_dice[rater] for one in group], empty, of_group)
-            for rater in group[0].rater_dice
-        }
+        agreement[name] = {}
+        for rater in dict.fromkeys(rater for one in group for rater in one.rater_dice):
+            rated = [one for one in group if rater in one.rater_dice]
+            own_groups = [groups[one.case] for one in rated] if groups else None
+            dice = [one.rater_dice[rater] for one in rated]
+            agreement[name][rater] = _summary(dice, empty, own_groups)
         most = max(len(one.dice_of_first) for one in group)
         first[name] = [
             _summary([one.dice_of_first[: n + 1][-1] for one in group], empty, of_group)

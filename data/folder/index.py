@@ -1,5 +1,6 @@
 """Which pictures and masks of a folder make which case and split, by names alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.catalogue import Case, Catalogue, MaskFile, names, read_json
@@ -17,8 +18,8 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
 
     Raises:
       InputError: folder or images missing, mask without image, training or validation image
-        without mask, a rater's mask missing, a list entry without image, a case listed twice, or
-        a dataset.json that makes no sense.
+        without mask, a list entry without image, a case listed twice, or a dataset.json that makes
+        no sense.
     """
     images = _images(root)
     raters = _masks(root, images)
@@ -28,13 +29,14 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     annotated = {stem for masks in raters.values() for stem in masks}
     # A public test set may come without masks; it cannot be scored, so it is left out.
     assigned["test"] = [s for s in assigned["test"] if s in annotated or "test" not in lists]
-    _check_raters({stem: images[stem] for stems in assigned.values() for stem in stems}, raters)
     splits = {
         split: tuple(_case(stem, images[stem], raters, groups.get(stem, "")) for stem in stems)
         for split, stems in assigned.items()
     }
-    used = {case.id for cases in splits.values() for case in cases}
+    cases = [case for split in splits.values() for case in split]
+    used = {case.id for case in cases}
     unused = [stem for stem in images if stem not in used]
+    notes = (f"{len(unused)} images in no split: {names(unused)}",) if unused else ()
     declared = root / CLASS_FILE
     extra = [declared, *(root / name for name in FILES)]
     return Catalogue(
@@ -42,7 +44,7 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
         task=_declared_task(declared) if declared.is_file() else None,
         raters=tuple(raters),
         splits=splits,
-        notes=(f"{len(unused)} images in no split: {names(unused)}",) if unused else (),
+        notes=notes + _unrated(cases, tuple(raters)),
         extra_files=tuple(path for path in extra if path.is_file()),
     )
 
@@ -73,27 +75,24 @@ def _masks(root: Path, images: dict[str, Path]) -> dict[str, dict[str, Path]]:
     return raters
 
 
-def _check_raters(images: dict[str, Path], raters: dict[str, dict[str, Path]]) -> None:
-    """Every image that is used needs a mask by every rater."""
-    missing = {
-        rater: [stem for stem in images if stem not in masks] for rater, masks in raters.items()
-    }
-    bare = set.intersection(*map(set, missing.values()))
-    for stem, image in images.items():
-        if stem in bare:
-            raise InputError(f"image without mask: {image}")
-    for rater, stems in missing.items():
-        if stems:
-            raise InputError(
-                f"masks_{rater}/ has no mask of {len(stems)} of {len(images)} images "
-                f"({names(stems, 3)}), which other raters have: leave the folder out, or list in "
-                "train.txt, val.txt and test.txt what all raters have"
+def _unrated(cases: Sequence[Case], raters: Sequence[str]) -> tuple[str, ...]:
+    """A note for each rater who has not annotated all cases."""
+    notes = []
+    for index, rater in enumerate(raters):
+        missing = [case.id for case in cases if not case.raters[index]]
+        if missing:
+            notes.append(
+                f"masks_{rater}/ has no mask of {len(missing)} of {len(cases)} images: "
+                f"{names(missing)}"
             )
+    return tuple(notes)
 
 
 def _case(stem: str, image: Path, raters: dict[str, dict[str, Path]], group: str) -> Case:
-    annotations = tuple((MaskFile(masks[stem]),) for masks in raters.values())
-    return Case(stem, (image,), annotations, group)
+    given = tuple((MaskFile(masks[stem]),) if stem in masks else () for masks in raters.values())
+    if not any(given):
+        raise InputError(f"image without mask: {image}")
+    return Case(stem, (image,), given, group)
 
 
 def _declared_task(path: Path) -> Task:

@@ -91,13 +91,6 @@ def lossy_masks(root):
         save_image(path.with_suffix(".jpg"), disc.astype(np.uint8) * 255, quality=60)
 
 
-def missing_rater(root):
-    shutil.copytree(root / "masks", root / "masks_one")
-    shutil.copytree(root / "masks", root / "masks_two")
-    remove("masks_two/b.png")(root)
-    remove("masks_two/c.png")(root)
-
-
 def all_empty(root):
     for path in (root / "masks").iterdir():
         save_image(path, mask(0))
@@ -133,7 +126,6 @@ REFUSED = {
     "truncated mask": (truncate("masks/b.png"), "{root}/masks/b.png: cannot be read as an image"),
     "non-finite": (not_finite, "{root}/images/b.tif: holds non-finite pixels"),
     "depths": (put("images/b.png", mask().astype(np.uint16)), "{root}/images/b.png is uint16"),
-    "rater missing": (missing_rater, "masks_two/ has no mask of 2 of 6 images (b, c), which other"),
     "two conventions": (
         put("masks/b.png", mask(1)),
         "{root}/masks/b.png: mark with 1 where other masks have 255",
