@@ -45,8 +45,8 @@ CONVENTIONS = {
     "interval": "95% percentile bootstrap of the mean over cases, 10000 resamples; cases of one "
     "group in groups.csv of the references are drawn together",
     "raters": "several references per case, of those raters who have one, are fused: a lone class "
-    "or a region is where at least half of them mark it (of two: their union); of exclusive classes "
-    "the most frequent, at a tie the first, background before all",
+    "or a region is where at least half of them mark it (of two: their union); of exclusive "
+    "classes the most frequent, at a tie the first, background before all",
 }
 _ALT = {
     "dice.png": "Plot: Dice of every case as a point, quartiles of each class as a box",
