@@ -192,6 +192,8 @@ def test_an_exif_rotation_is_not_applied_and_noted(root):
     exif = Image.Exif()
     exif[274] = 6
     Image.open(root / "images" / "b.png").save(root / "images" / "b.png", exif=exif)
+    damaged = Image.open(root / "images" / "c.png")
+    damaged.save(root / "images" / "c.png", exif=b"Exif\x00\x00nonsense")
     assert load(root).report.endswith("note    of 1 images an EXIF rotation is not applied: b.png")
 
 
