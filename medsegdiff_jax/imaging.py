@@ -7,7 +7,6 @@ float32); a label map is [H, W] of the integers of its file; a mask is [..., H, 
 import functools
 import os
 import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def _integers(pixels: np.ndarray, path: Path) -> np.ndarray:
 
 def is_turned(path: str | os.PathLike) -> bool:
     """Whether viewers turn a readable picture by its EXIF tag, which `read_image` does not."""
-    with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+    with Image.open(path) as image:
         try:
             return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
         except _READ_ERRORS:
