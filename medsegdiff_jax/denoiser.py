@@ -86,7 +86,9 @@ def make_members_fn(
     solver = samplers.SAMPLERS[sampler]
     num_views = views(mirror)
 
-    def draw(params: Params, image: Array, case: Array, seed: Array, indices: Array) -> Drawn:
+    def sample_members(
+        params: Params, image: Array, case: Array, seed: Array, indices: Array
+    ) -> Drawn:
         """See `MembersFn`."""
         condition_of = _encode_views(model, params, image, mirror)
         condition_probability = None
@@ -109,7 +111,7 @@ def make_members_fn(
         members = jax.lax.map(member, indices, batch_size=min(member_chunk, len(indices)))
         return Drawn(members, condition_probability)
 
-    return draw
+    return sample_members
 
 
 def make_path_fn(model: nn.Module, process: Process, *, steps: int, sampler: str) -> PathFn:

@@ -234,7 +234,7 @@ class Segmenter:
         params = jax.device_put(self.params, replicated(mesh))
         size, ended = self._batch(settings), time.perf_counter()
 
-        def draw(group: Group) -> Callable[[], None]:
+        def start(group: Group) -> Callable[[], None]:
             padded = group + [group[-1]] * (size - len(group))
             batch = {
                 "image": np.stack([one.network_image for one in padded]),
@@ -262,7 +262,7 @@ class Segmenter:
 
             return finish
 
-        return draw
+        return start
 
     def _result(self, ensemble: Ensemble, settings: Settings) -> CaseResult:
         """Network-sized samples -> the fused answer in the image's own size."""

@@ -55,7 +55,7 @@ def make_train_step(
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        batch = batch | draw(key, batch["mask"].shape, num_steps)
+        batch = batch | draw_noise(key, batch["mask"].shape, num_steps)
         params, parts = gathered(state.params), config.accumulate_steps
         gradients, terms = accumulated(jax.grad(loss_fn, has_aux=True), params, batch, parts)
         gradients = scattered(gradients)
@@ -65,7 +65,7 @@ def make_train_step(
     return train_step
 
 
-def draw(key: Array, shape: tuple[int, ...], num_steps: int) -> Batch:
+def draw_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> Batch:
     """Everything random of a step, for masks of `shape` [B, H, W, K].
 
     Args:

@@ -63,7 +63,7 @@ def test_parts_are_the_whole(setting):
 def test_the_gradient_is_that_of_the_loss(setting):
     config, model, diffusion, _, state, batch = setting
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    drawn = train_step.draw(key, batch["mask"].shape, 1000)
+    drawn = train_step.draw_noise(key, batch["mask"].shape, 1000)
 
     def apply(params, *args, method):
         return model.apply({"params": params}, *args, method=method)
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_loss(setting):
 
 
 def test_every_step_of_the_diffusion_is_drawn():
-    drawn = train_step.draw(jax.random.key(0), (4000, 1, 1, 1), 10)
+    drawn = train_step.draw_noise(jax.random.key(0), (4000, 1, 1, 1), 10)
     assert set(np.unique(drawn["t"])) == set(range(1, 11))
     assert abs(drawn["eps"].mean()) < 0.06 and 0.95 < drawn["eps"].std() < 1.05
     assert abs(np.corrcoef(drawn["t"], drawn["eps"][:, 0, 0, 0])[0, 1]) < 0.06
