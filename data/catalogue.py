@@ -159,16 +159,19 @@ def cross_validation(
     if not 0 <= fold < folds:
         raise InputError(f"data.fold: {fold} is not in 0..{folds - 1} (data.folds is {folds})")
     cases = sorted((*splits["train"], *splits["validation"]), key=lambda case: case.id)
-    order = _by_hash(case.group or case.id for case in cases)
+    group_of = {case.id: case.group or case.id for case in cases}
+    order = _by_hash(group_of.values())
     if len(order) < folds:
         raise InputError(
             f"data.folds: {len(order)} cases, or groups, are too few for {folds} folds"
         )
     first, end = (round(len(order) * bound / folds) for bound in (fold, fold + 1))
     held_out = set(order[first:end])
-    validation = tuple(case for case in cases if (case.group or case.id) in held_out)
-    train = tuple(case for case in cases if (case.group or case.id) not in held_out)
-    return {**splits, "train": train, "validation": validation}
+    return {
+        **splits,
+        "train": tuple(case for case in cases if group_of[case.id] not in held_out),
+        "validation": tuple(case for case in cases if group_of[case.id] in held_out),
+    }
 
 
 def read_json(path: Path) -> Any:

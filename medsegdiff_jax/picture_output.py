@@ -69,7 +69,10 @@ def segment(
     def read(_: str, paths: Sequence[Path]) -> np.ndarray:
         image = imaging.read_image(*paths)
         if imaging.is_turned(*paths):
-            _log.warning("%s: its EXIF rotation is not applied, neither to its mask", *paths)
+            _log.warning(
+                "%s: its EXIF rotation is not applied; the mask lies as its pixels are stored",
+                *paths,
+            )
         return image
 
     images = readable(cases, read, skip)
