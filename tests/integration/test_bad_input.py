@@ -30,6 +30,7 @@ def _train(command, data, tmp_path, *flags, config="configs/folder.py:default,ti
         *([f"--config.data.path={data}"] if data else []),
         f"--config.data.cache_dir={tmp_path / 'cache'}",
         "--config.data.image_size=16",
+        "--config.num_steps=1",  # should it train after all
         f"--workdir={tmp_path / 'run'}",
         *flags,
         **limits,
@@ -91,8 +92,8 @@ def _truncated(root):
 
 
 def _unknown_case(root):
-    (root / "train.txt").write_text("disc_00\ndisc_01.png\n")
-    return "for disc_01.png; a case is called 'disc_00'"
+    (root / "train.txt").write_text("disc_00\ndisc_99.png\n")
+    return "for disc_99.png; a case is called 'disc_00'"
 
 
 @pytest.mark.parametrize(
