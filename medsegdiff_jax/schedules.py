@@ -61,16 +61,16 @@ def linear(num_timesteps: int, *, zero_terminal_snr: bool = False) -> Schedule:
     """Linear-beta schedule of Ho et al. 2020, section 4, rescaled to any T.
 
     Args:
-      num_timesteps: T >= 2, or 1 with zero terminal SNR: a single beta is the least of all.
+      num_timesteps: T >= 1; a single beta is the last of them.
       zero_terminal_snr: apply Lin et al. 2023, algorithm 1, so that alpha[T] is exactly 0.
 
     Raises:
-      InputError: T is less.
+      InputError: T < 1.
     """
-    least = 1 if zero_terminal_snr else 2
-    check_at_least("config field diffusion.num_timesteps", num_timesteps, least)
+    check_at_least("config field diffusion.num_timesteps", num_timesteps)
     scale = 1000.0 / num_timesteps
-    beta = np.linspace(1e-4 * scale, 0.02 * scale, num_timesteps)
+    first = 1e-4 if num_timesteps > 1 else 0.02
+    beta = np.linspace(first * scale, 0.02 * scale, num_timesteps)
     return _from_beta(beta, zero_terminal_snr)
 
 
