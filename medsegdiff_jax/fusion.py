@@ -176,10 +176,12 @@ def fuse(
       [..., H, W, K] float32 in [0, 1].
 
     Raises:
-      InputError: unknown method, or a blend without `condition_probability`.
+      InputError: unknown method, no member, or a blend without `condition_probability`.
     """
     check_method(method, condition_probability is not None)
     members = np.asarray(members)
+    if not len(members):
+        raise InputError("members: there are none to fuse")
     if method == "mean":
         return mean(members).astype(np.float32)
     if method == "blend":

@@ -112,6 +112,8 @@ def measure_calibration(
     """
     probability, reference = _check_pair(probability, reference)
     if where is not None:
+        if np.shape(where) != probability.shape:
+            raise InputError(f"where: shape {np.shape(where)} is not {probability.shape}")
         probability, reference = probability[where], reference[where]
     probability, reference = probability.reshape(-1), reference.reshape(-1)
     sums = Calibration(np.zeros(bins, np.int64), np.zeros(bins), np.zeros(bins), 0.0)

@@ -213,3 +213,10 @@ def test_a_growing_ensemble_is_fused_like_one_of_its_size(task, method):
 def test_a_growing_ensemble_needs_a_known_method():
     with pytest.raises(InputError, match="median"):
         fusion.RunningFusion(BINARY, "median")
+
+
+@pytest.mark.parametrize("method", ["mean", "blend", "vote", "staple"])
+def test_no_member_cannot_be_fused(method):
+    nothing = np.zeros((0, 4, 4, 1))
+    with pytest.raises(InputError, match="members: there are none to fuse"):
+        fusion.fuse(nothing, Task(("a",), (1,), True, 1), method, np.zeros((4, 4, 1)))

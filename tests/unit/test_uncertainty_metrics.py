@@ -112,6 +112,12 @@ def test_the_temperature_of_sharpened_probabilities_is_found(temperature, exclus
     ("call", "words"),
     [
         (lambda: calibration.measure_calibration(np.ones(3), np.ones(4)), "shape"),
+        (
+            lambda: calibration.measure_calibration(
+                np.ones((2, 3)), np.ones((2, 3)), np.ones(2, bool)
+            ),
+            "where: shape",
+        ),
         (lambda: calibration.measure_calibration(np.full(3, 1.5), np.ones(3)), "probability"),
         (lambda: calibration.measure_calibration(np.ones(3), np.full(3, np.nan)), "reference"),
         (lambda: calibration.fit_temperature(np.ones(0), np.ones(0)), "no pixel"),
