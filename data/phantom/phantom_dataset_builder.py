@@ -76,7 +76,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
           the folder of the prepared dataset, and no notes.
 
         Raises:
-          InputError: unknown variant or an image size below 1.
+          InputError: unknown variant, folds, or an image size below 1.
         """
         variant = _checked_variant(data_config)
         if data_config.image_size < 1:
@@ -135,10 +135,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _checked_variant(data_config: Any) -> str:
-    """`data.variant`; "" stands for the first."""
+    """`data.variant`, "" stands for the first; InputError for a wrong field."""
     variant = data_config.variant or next(iter(model.TASKS))
     if variant not in model.TASKS:
         raise InputError(f"data.variant: {variant!r} is not one of {', '.join(model.TASKS)}")
+    if data_config.folds:
+        raise InputError("data.folds: the phantoms of a split are given by their names")
     return variant
 
 

@@ -172,7 +172,9 @@ def test_one_program_at_a_time_draws_them(tmp_path, few_cases, monkeypatch):
         assert len(other.result().sources["train"]) == 3
 
 
-@pytest.mark.parametrize(("field", "value"), [("variant", "polyp"), ("image_size", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("variant", "polyp"), ("image_size", 0), ("folds", 5)]
+)
 def test_wrong_fields_are_named(tmp_path, field, value):
     data = config(tmp_path)
     data[field] = value
