@@ -56,6 +56,7 @@ def measure(folder: Path, references: Path) -> dict[str, dict[str, list[float]]]
     run = json.loads((folder / "run.json").read_text())
     task = Task.from_json(run["task"])
     raters = scored_files.find_references(references, task)
+    scored_files.check_raters(list(run["cases"]), raters)
     found: dict[str, dict[str, list[float]]] = {"dice": {}, "ged": {}}
     for case, entry in progress(run["cases"].items(), len(run["cases"]), "scoring"):
         names = {what: [n] if isinstance(n, str) else n for what, n in entry["files"].items()}

@@ -163,15 +163,14 @@ def read_case(
       InputError: unreadable or non-finite files, a mask that does not fit its image, or labels that
         cannot be right; names the file.
     """
-    pictures = task is None or not task.modalities
-    if not pictures:
+    if task is not None and task.modalities:
         image, raters, grid = read_volume(case, task)
-        spacing, shape = grid.spacing, grid.shape
+        spacing, shape, turned = grid.spacing, grid.shape, False
         image = volumes.to_slices(volumes.to_stored(image, task.modalities), grid, options.plane)
         raters = [volumes.to_slices(labels, grid, options.plane) for labels in raters]
     else:
         image, raters = read_picture(case)
-        spacing, shape = (), image.shape[:2]
+        spacing, shape, turned = (), image.shape[:2], imaging.is_turned(case.images[0])
         image, raters = image[None], [labels[None] for labels in raters]
     size = (options.image_size, options.image_size)
     dtype = np.uint8 if max(labels.max() for labels in raters) <= 255 else np.uint16
@@ -186,7 +185,7 @@ def read_case(
         dtype=image.dtype.name,
         labels=tuple(_counts(rater) for rater in raters),
         empty=tuple(bool(e) for e in ~labels.any(axis=(1, 2, 3))),
-        turned=pictures and imaging.is_turned(case.images[0]),
+        turned=turned,
     )
     images = np.stack([imaging.resize_image(plane, size) for plane in image])
     return facts, {"image": images, "labels": labels}

@@ -177,8 +177,9 @@ def _report(found: _Found, task: Task, notes: Sequence[str]) -> str:
     for _, labels in found.masks():
         pixels.update(labels)
     total = sum(pixels.values())
-    counts = sorted({len(fact.labels) for fact in facts})
-    raters = f"{'..'.join(map(str, (counts[0], counts[-1])[: len(counts)]))} per case"
+    counts = [len(fact.labels) for fact in facts]
+    fewest, most = min(counts), max(counts)
+    raters = f"{fewest if fewest == most else f'{fewest}..{most}'} per case"
     if catalogue.raters != ("",):
         raters += f" ({', '.join(catalogue.raters)})"
     masks = [labels for _, labels in found.masks()]

@@ -102,7 +102,7 @@ def make_members_fn(
         shape = (*image.shape[:-1], model.mask_channels)
 
         def member(index: Array) -> Array:  # [B]
-            view = index // 2 % num_views  # both of a pair with opposite noise look alike
+            view = index // 2 % num_views  # the same for a pair with opposite noise
             denoise = bind(model, process, params, condition_of(view))
             x_noise, keys = _start(seed, case, index, shape)
             x_0 = samplers.sample(denoise, process.schedule, trajectory, x_noise, keys, solver)

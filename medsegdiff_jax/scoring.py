@@ -234,7 +234,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
     }
     if doubt:
         summary["uncertainty"] = uncertainty_scoring.to_json(doubt)
-    raters = dict.fromkeys(rater for case in doubt.cases for rater in case.rater_dice)
+    raters = dict.fromkeys(rater for row in doubt.rater_dice.values() for rater in row)
     rows = [
         {
             "case": score.case,

@@ -211,7 +211,7 @@ def collect(
         errors_of.setdefault(one.class_name, []).append(error)
     table, sums, ranking, agreement, first = {}, {}, {}, {}, {}
     for name, group in by_class.items():
-        of_group = [groups[one.case] for one in group] if groups else None
+        of_group = _groups_of(group, groups)
         columns = {metric: [one.values[metric] for one in group] for metric in group[0].values}
         table[name] = {
             metric: aggregate.summarize(column, of_group) for metric, column in columns.items()
@@ -230,9 +230,8 @@ def collect(
         agreement[name] = {}
         for rater in dict.fromkeys(rater for one in group for rater in one.rater_dice):
             rated = [one for one in group if rater in one.rater_dice]
-            own_groups = [groups[one.case] for one in rated] if groups else None
             dice = [one.rater_dice[rater] for one in rated]
-            agreement[name][rater] = _summary(dice, empty, own_groups)
+            agreement[name][rater] = _summary(dice, empty, _groups_of(rated, groups))
         most = max(len(one.dice_of_first) for one in group)
         first[name] = [
             _summary([one.dice_of_first[: n + 1][-1] for one in group], empty, of_group)
@@ -252,6 +251,12 @@ def _check_alike(cases: Sequence[CaseUncertainty]) -> None:
                 f"{one.case}: has other files (members, probability) than {cases[0].case}; sample "
                 "all cases with the same --save"
             )
+
+
+def _groups_of(
+    cases: Sequence[CaseUncertainty], groups: Mapping[str, str] | None
+) -> list[str] | None:
+    return [groups[one.case] for one in cases] if groups else None
 
 
 def _summary(dice: Sequence[float], empty: float, groups: Sequence[str] | None) -> Summary:

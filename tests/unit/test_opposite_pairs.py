@@ -38,3 +38,7 @@ def test_pairs_that_err_in_opposite_ways_make_the_better_vote(tmp_path):
     assert found["ged"]["even"] == pytest.approx([2 * 0.2])
     assert found["ged"]["odd"] == pytest.approx([2 * 0.25])
     assert found["ged"]["pairs"] == pytest.approx([2 * 0.225 - 0.5 * 0.4])
+    run["cases"]["b"] = {"files": files}
+    atomic.write_json(tmp_path / "run.json", run)
+    with pytest.raises(InputError, match="no mask of b, which has a prediction"):
+        opposite_pairs.measure(tmp_path, tmp_path)
