@@ -4,11 +4,15 @@ from absl import flags
 
 from medsegdiff_jax import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir, checkpoint or exported folder.")
+_CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint", None, "Workdir, checkpoint or exported folder; of several one ensemble is made."
+)
 _INPUT = flags.DEFINE_string("input", None, "Image or NIfTI file, or folder of them.")
 _LIST = flags.DEFINE_string("list", None, "Text file of case names: only these.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
-_MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
+_MEMBERS = flags.DEFINE_integer(
+    "members", None, "Samples per image and checkpoint; default: the model's config."
+)
 _STEPS = flags.DEFINE_integer(
     "steps", None, "Denoising steps; 0 = condition model alone, a member per view."
 )
@@ -38,7 +42,7 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax import prediction
     from medsegdiff_jax.segmenter import Segmenter
 
-    segmenter = Segmenter.load(_CHECKPOINT.value)
+    segmenter = Segmenter.load(*_CHECKPOINT.value)
     cases = prediction.find_cases(_INPUT.value, _LIST.value, segmenter.task)
     settings = segmenter.choose(
         members=_MEMBERS.value,
@@ -51,11 +55,11 @@ def main(argv: list[str]) -> None:
         seed=_SEED.value,
         tolerance=_TOLERANCE.value,
     )
-    print(f"using {segmenter.description} from {_CHECKPOINT.value}")
+    print(f"using {segmenter.description} from {', '.join(_CHECKPOINT.value)}")
     views = ", with mirror images" if settings.mirror else ""
     enough = f" at most, until the mask moves by at most {settings.tolerance}"
     print(
-        f"{settings.members} members{enough if settings.tolerance else ''}, "
+        f"{segmenter.most_members(settings)} members{enough if settings.tolerance else ''}, "
         f"{settings.steps} {settings.sampler} steps, fused by {settings.fusion}{views}"
     )
     print(f"writing {', '.join(_SAVE.value)} of {len(cases)} cases to {_OUTPUT.value}", flush=True)

@@ -26,11 +26,8 @@ alone; in --document they replace what stands between the lines `<!-- quality: N
 and `<!-- end -->`.
 """
 
-import csv
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +37,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from benchmarks.commands import command, values_of_cases
 from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
 from benchmarks.quality_table import table, write_into
@@ -173,20 +171,11 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
         "stable_members": stable_members(run, workdir, cases, predictions) if count else None,
         "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
-        "dice_of_cases": dice_of_cases(score / "per_case.csv"),
+        "dice_of_cases": values_of_cases(score / "per_case.csv", "dice", digits=5),
         "group_of_cases": read_groups(cases, ()),
         "hardware": hardware(),
         "versions": versions(),
     }
-
-
-def dice_of_cases(path: Path) -> dict[str, float]:
-    """Case -> its Dice in a per_case.csv, mean over the classes."""
-    found: dict[str, list[float]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["case"], []).append(float(row["dice"]))
-    return {case: round(float(np.mean(dice)), 5) for case, dice in found.items()}
 
 
 def stable_members(run: Run, workdir: Path, cases: Path, predictions: Path) -> dict[str, float]:
@@ -214,17 +203,6 @@ def stable_members(run: Run, workdir: Path, cases: Path, predictions: Path) -> d
         "most": STABLE_MEMBERS,
         "unstable": int((members == STABLE_MEMBERS).sum()),
     }
-
-
-def command(*words: str) -> None:
-    """Runs one of the project's commands from its root.
-
-    Raises:
-      InputError: it failed.
-    """
-    print("$ python", *words, flush=True)
-    if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
-        raise InputError(f"{words[0]} failed, see above; the same command goes on from there")
 
 
 def training_facts(path: Path) -> dict[str, float]:

@@ -11,13 +11,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from medsegdiff_jax import networks, train_state
@@ -29,6 +30,10 @@ CALIBRATION = "calibration.json"
 UNRANKED = -1.0  # Dice of a checkpoint that was saved without validation
 EXPORT_FORMAT = 1
 _FOLDER = "checkpoints"
+
+# What trainings that sample together have in common, beside the task.
+_SHARED = ("model", "diffusion", "data")
+_SHARED_DATA = ("image_size", "plane", "neighbours", "augment.flip")
 
 
 class Checkpoints:
@@ -146,6 +151,37 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
         if step is None:
             raise InputError(f"{root}: the workdir has no finished checkpoint yet")
         return _load_step(Path(manager.directory) / str(step))
+
+
+def load_models(paths: Sequence[str | os.PathLike]) -> list[LoadedModel]:
+    """`load_model` of each, for an ensemble of several trainings.
+
+    They may differ in their data and in how they were trained.
+
+    Raises:
+      InputError: as there; a path is given twice; or a model has another network, process,
+        preparation or task than the first.
+    """
+    models = [load_model(path) for path in paths]
+    for index, (path, model) in enumerate(zip(paths, models, strict=True)):
+        if Path(path).resolve() in [Path(one).resolve() for one in paths[:index]]:
+            raise InputError(f"{path}: is given twice")
+        first, own = (_shared(one) for one in (models[0], model))
+        differing = [key for key in sorted(first.keys() | own) if first.get(key) != own.get(key)]
+        if differing:
+            raise InputError(
+                f"{path}: has another {', '.join(differing[:5])} than {paths[0]}; models that "
+                "sample together have these in common"
+            )
+    return models
+
+
+def _shared(model: LoadedModel) -> dict[str, Any]:
+    config = model.config.to_dict()
+    data = flatten_dict(config["data"], sep=".")
+    config["data"] = {field: data.get(field) for field in _SHARED_DATA}
+    shared = {field: config.get(field) for field in _SHARED} | {"task": model.task.to_json()}
+    return flatten_dict(shared, sep=".")
 
 
 def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:

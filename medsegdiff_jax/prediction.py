@@ -83,7 +83,8 @@ def predict(
     folder, task = Path(output), segmenter.task
     kind = _kind(task)
     _check(save, task, settings)
-    check_names(cases, folder, task, save, settings.members, kind.SUFFIX)
+    most = segmenter.most_members(settings)
+    check_names(cases, folder, task, save, most, kind.SUFFIX)
     if not task.modalities:
         settings = settings.for_cases(len(cases))
     _warn_of_other_settings(segmenter, settings)

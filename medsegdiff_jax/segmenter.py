@@ -3,7 +3,8 @@
     segmenter = Segmenter.load("runs/demo")
     result = segmenter(images, members=10, steps=10, seed=0)
 
-Every image is resized to the training size, sampled, fused, and the fused *probability* is resized
+Several trainings, those of the folds of a cross-validation say, make one ensemble:
+`Segmenter.load("runs/fold0", "runs/fold1")`. Every image is resized to the training size, sampled, fused, and the fused *probability* is resized
 back to the image's own size and decided there; labels are never interpolated.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medsegdiff_jax import decision, denoiser, fusion, imaging, networks, process
-from medsegdiff_jax.checkpoint import LoadedModel, load_model
+from medsegdiff_jax.checkpoint import LoadedModel, load_models
 from medsegdiff_jax.drawing import DrawFn, Ensemble, Group, draw_all
 from medsegdiff_jax.ensemble_size import WINDOW, Stability
 from medsegdiff_jax.metrics.calibration import apply_temperature
@@ -81,14 +82,22 @@ class Segmentation:
 
 
 class Segmenter:
-    """A trained model on all devices of this process."""
+    """A trained model, or several in one ensemble, on all devices of this process.
 
-    def __init__(self, loaded: LoadedModel):
-        """Takes what `checkpoint.load_model` returns; `load` is the usual way in."""
+    Of M trainings each draws `Settings.members` samples, training k with seed + k; sample j of the
+    ensemble is one of training j mod M. What the condition model says is the mean of theirs. The
+    settings are those of the first. Temperatures do not count, since a mean of several trainings is
+    calibrated otherwise.
+    """
+
+    def __init__(self, *models: LoadedModel):
+        """Takes what `checkpoint.load_models` returns; `load` is the usual way in."""
+        loaded, alone = models[0], len(models) == 1
         config = loaded.config
         self.task, self.config = loaded.task, config
-        self.description, self.metadata = loaded.description, loaded.metadata
-        self.temperature, self.fitted_with = loaded.temperature, loaded.fitted_with
+        self.description = "; ".join(model.description for model in models)
+        self.temperature = loaded.temperature if alone else 1.0
+        self.fitted_with = loaded.fitted_with if alone else {}
         known_mirrored = bool(config.data.augment.flip)
         settings = Settings(**config.sampling.to_dict())
         self.settings = dataclasses.replace(settings, mirror=settings.mirror and known_mirrored)
@@ -98,18 +107,19 @@ class Segmenter:
         self._process = process.build(config.diffusion, loaded.task.one_hot)
         self._devices = jax.local_devices()
         whole = replicated(sampling_mesh(1, self._devices))
-        self.params = jax.device_put(loaded.params, whole)
+        self.params = jax.device_put([model.params for model in models], whole)
         self._compiled: dict[tuple, tuple[Mesh, denoiser.SegmentFn]] = {}
         self._paths: dict[tuple, denoiser.PathFn] = {}
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Segmenter":
-        """From a workdir of train.py, a checkpoint in it, or an exported folder.
+    def load(cls, *paths: str | os.PathLike) -> "Segmenter":
+        """From workdirs of train.py, checkpoints in them, or exported folders.
 
         Raises:
-          InputError: there is no model at `path`, or it is damaged.
+          InputError: there is no model at a path, it is damaged, or it does not belong with the
+            first (see `checkpoint.load_models`).
         """
-        return cls(load_model(path))
+        return cls(*load_models(paths))
 
     def __call__(
         self,
@@ -167,13 +177,18 @@ class Segmenter:
             settings = dataclasses.replace(settings, members=views, tolerance=0.0)
         elif settings.members <= 2:
             settings = dataclasses.replace(settings, mirror=False)
-        if settings.tolerance and settings.members <= WINDOW:
+        most = self.most_members(settings)
+        if settings.tolerance and most <= WINDOW:
             raise InputError(
-                f"tolerance: at most {settings.members} members are too few for it; an ensemble is "
+                f"tolerance: at most {most} members are too few for it; an ensemble is "
                 f"stable when {WINDOW} of them in a row change nothing, the first not counted"
             )
         self._segment_fn(settings)
         return settings
+
+    def most_members(self, settings: Settings) -> int:
+        """Samples per image of all trainings together; the most of them if there is a tolerance."""
+        return settings.members * len(self.params)
 
     def temperature_of(self, settings: Settings) -> float:
         """What scales the probabilities, not the masks; 1 if it is votes that are fused."""
@@ -225,13 +240,15 @@ class Segmenter:
         rule = None
         if settings.tolerance:
             rule = Stability(self.task, settings.fusion, tolerance=settings.tolerance)
-        return Ensemble(case_id, image, self._prepare(case_id, image), rule, settings.members)
+        small, most = self._prepare(case_id, image), self.most_members(settings)
+        return Ensemble(case_id, image, small, rule, most)
 
     def _drawing(self, settings: Settings, keep_path: bool) -> DrawFn:
         """Starts calls of the compiled ensemble; a call takes its time from the end of the last."""
         mesh, segment = self._segment_fn(settings)
         trace = self._path_fn(settings, mesh) if keep_path else None
-        params = jax.device_put(self.params, replicated(mesh))
+        trainings = jax.device_put(self.params, replicated(mesh))
+        seeds = [np.uint32((settings.seed + k) % 2**32) for k in range(len(trainings))]
         size, ended = self._batch(settings), time.perf_counter()
 
         def start(group: Group) -> Callable[[], None]:
@@ -239,22 +256,26 @@ class Segmenter:
             batch = {
                 "image": np.stack([one.network_image for one in padded]),
                 "case": np.array([case_key(one.case_id) for one in padded], np.uint32),
-                "first": np.array([one.size for one in padded], np.int32),
+                "first": np.array([one.size // len(trainings) for one in padded], np.int32),
             }
             arrays = shard_batch(on_data(mesh), batch)
-            seed, first = np.uint32(settings.seed), arrays["first"]
+            image, case, first = (arrays[name] for name in ("image", "case", "first"))
             with jax.set_mesh(mesh):
-                inputs = (params, arrays["image"], arrays["case"], seed)
-                drawn = segment(*inputs, first)
-                traced = trace(*inputs, 0 * first) if trace else None
+                drawn = [
+                    segment(params, image, case, seed, first)
+                    for params, seed in zip(trainings, seeds, strict=True)
+                ]
+                traced = trace(trainings[0], image, case, seeds[0], 0 * first) if trace else None
 
             def finish() -> None:
                 nonlocal ended
                 found, paths = jax.device_get((drawn, traced))
                 for index, one in enumerate(group):
-                    one.add(found.members[:, index])
-                    if found.condition_probability is not None:
-                        one.condition_probability = found.condition_probability[index]
+                    of_each = np.stack([each.members[:, index] for each in found], axis=1)
+                    one.add(of_each.reshape(-1, *of_each.shape[2:]))
+                    if found[0].condition_probability is not None:
+                        conditions = [each.condition_probability[index] for each in found]
+                        one.condition_probability = np.mean(conditions, axis=0)
                     one.path = None if paths is None else paths[index]
                 began, ended = ended, time.perf_counter()
                 for one in group:

@@ -18,7 +18,7 @@ class Settings:
     """How to sample; the defaults of a model come from its config.
 
     Attributes:
-      members: samples per image; the most of them if there is a tolerance.
+      members: samples per image and training; the most of them if there is a tolerance.
       steps: denoising steps per sample; 0 = the condition model's own answer.
       sampler: one of `samplers.SAMPLERS`.
       fusion: "mean", "blend", "vote" or "staple" (see `fusion`).

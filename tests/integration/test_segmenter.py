@@ -111,7 +111,7 @@ def test_without_names_the_content_names_a_case(segmenter, discs):
 
 def test_no_steps_is_the_condition_model(segmenter, discs):
     image = np.stack([segmenter._prepare("", disc) for disc in discs[:2]])
-    condition = segmenter._model.apply({"params": segmenter.params}, image, method="encode")
+    condition = segmenter._model.apply({"params": segmenter.params[0]}, image, method="encode")
     expected = np.asarray(segmenter._process.logits_to_mask(condition.logits))
     result = segmenter(discs[:2], steps=0, members=4, mirror=False)
     assert result.members.shape[1] == 1

@@ -1,0 +1,31 @@
+"""The commands of the README, run one after the other, and what they have written."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.provenance import ROOT
+from medsegdiff_jax.types import InputError
+
+
+def command(*words: str) -> None:
+    """Runs one of the project's commands from its root.
+
+    Raises:
+      InputError: it failed.
+    """
+    print("$ python", *words, flush=True)
+    if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        raise InputError(f"{words[0]} failed, see above; the same command goes on from there")
+
+
+def values_of_cases(path: Path, column: str, digits: int) -> dict[str, float]:
+    """Case -> its value in a column of per_case.csv, mean over the classes, rounded."""
+    found: dict[str, list[float]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["case"], []).append(float(row[column]))
+    return {case: round(float(np.mean(values)), digits) for case, values in found.items()}
