@@ -5,9 +5,11 @@ from absl import flags
 from medsegdiff_jax import cli
 from medsegdiff_jax.types import InputError
 
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "Folder written by sample.py.")
-_REFERENCES = flags.DEFINE_string(
-    "references", None, "Folder with masks/, masks_<rater>/ or labelsTr/."
+_PREDICTIONS = flags.DEFINE_multi_string(
+    "predictions", None, "Folder written by sample.py; the cases of several are pooled."
+)
+_REFERENCES = flags.DEFINE_multi_string(
+    "references", None, "Folder with masks/, masks_<rater>/ or labelsTr/; or several."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 _SPACING = flags.DEFINE_list(
@@ -25,12 +27,14 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax import scoring, uncertainty_scoring
 
     spacing = _spacing(_SPACING.value)
-    scoring.check_output(_OUTPUT.value, _PREDICTIONS.value, _REFERENCES.value)
+    scoring.check_output(_OUTPUT.value, *_PREDICTIONS.value, *_REFERENCES.value)
     result = scoring.evaluate(
         _PREDICTIONS.value, _REFERENCES.value, spacing, _EMPTY.value, _NSD_TOLERANCE.value
     )
     written = scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
     print(scoring.format_table(result))
+    if folders := scoring.format_folders(result, _EMPTY.value):
+        print(folders)
     print(f"compared with {result.run['compared with']}")
     if result.uncertainty:
         print(uncertainty_scoring.format_table(result.uncertainty))

@@ -53,15 +53,14 @@ def measure(folder: Path, references: Path) -> dict[str, dict[str, list[float]]]
     Raises:
       InputError: no members were saved, or files that do not fit.
     """
-    run = json.loads((folder / "run.json").read_text())
-    task = Task.from_json(run["task"])
-    raters = scored_files.find_references(references, task)
-    scored_files.check_raters(list(run["cases"]), raters)
+    predictions = scored_files.read_predictions([folder])
+    task, cases = predictions.task, predictions.cases
+    raters = scored_files.find_references([references], task)
+    scored_files.check_raters(list(cases), raters)
     found: dict[str, dict[str, list[float]]] = {"dice": {}, "ged": {}}
-    for case, entry in progress(run["cases"].items(), len(run["cases"]), "scoring"):
-        names = {what: [n] if isinstance(n, str) else n for what, n in entry["files"].items()}
-        mask, grid = scored_files.read_labels(folder / names["mask"][0], task)
-        members = scored_files.read_members(folder, names, task, mask.shape)
+    for case, predicted in progress(cases.items(), len(cases), "scoring"):
+        mask, grid = scored_files.read_labels(predicted.files["mask"][0], task)
+        members = scored_files.read_members(predicted, task, mask.shape)
         rated = scored_files.read_references(case, raters, task, mask.shape, grid)
         for name, ensemble in ensembles(members).items():
             for metric, value in zip(

@@ -172,7 +172,7 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
         "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
         "dice_of_cases": values_of_cases(score / "per_case.csv", "dice", digits=5),
-        "group_of_cases": read_groups(cases, ()),
+        "group_of_cases": read_groups([cases], ()),
         "hardware": hardware(),
         "versions": versions(),
     }

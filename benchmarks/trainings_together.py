@@ -98,7 +98,7 @@ def summarize(
 def measure(checkpoints: list[str], cases: Path, work: Path) -> list[dict[str, Any]]:
     """All rows."""
     members = load_model(checkpoints[0]).config.sampling.members
-    groups, rows, found = read_groups(cases, ()), [], {}
+    groups, rows, found = read_groups([cases], ()), [], {}
     for name, (together, sampling) in settings(members, len(checkpoints)).items():
         sets = [checkpoints] if together else [[one] for one in checkpoints]
         found[name] = [

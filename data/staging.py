@@ -5,9 +5,10 @@ it stopped, and after a faulty file is mended the others are not read again.
 """
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from medsegdiff_jax import atomic, imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Modality, Task, case_key
 
-VERSION = "2.0.0"  # of what is stored; a new one prepares all data anew
+VERSION = "2.1.0"  # of what is stored; a new one prepares all data anew
 MAX_LABEL = 65535
-_WINDOW_SAMPLES = 10_000  # foreground voxels of each training volume
+_WINDOW_SAMPLES = 10_000  # foreground voxels of each volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,8 +279,10 @@ def with_windows(
     """Gives the task its final windows.
 
     `options.window` replaces them all. A modality called "CT" without one gets the 0.5 and 99.5
-    percentiles of the foreground voxels of the training volumes (as in nnU-Net, Isensee et al.
-    2021), since its units mean the same in every volume; they are remembered in `folder`.
+    percentiles of the foreground voxels of the volumes that are not for testing (as in nnU-Net,
+    Isensee et al. 2021), since its units mean the same in every volume; they are remembered in
+    `folder`. Those that validate count, too, so that all folds of a cross-validation see the same
+    images.
     """
     task = catalogue.task
     if task is None or not task.modalities:
@@ -289,10 +292,12 @@ def with_windows(
     if options.window:
         modalities = tuple(Modality(one.name, options.window) for one in task.modalities)
     elif any(one.name == "CT" and one.window is None for one in task.modalities):
-        training = [_name(case, task, contents, options) for case in catalogue.splits["train"]]
-        note = folder / f"windows_{hash_tree(training)[:32]}.json"
+        of_splits = (catalogue.splits.get(split, ()) for split in ("train", "validation"))
+        cases = sorted(itertools.chain(*of_splits), key=lambda case: case.id)
+        names = [_name(case, task, contents, options) for case in cases]
+        note = folder / f"windows_{hash_tree(names)[:32]}.json"
         if not note.is_file():
-            windows = _foreground_windows(catalogue, threads)
+            windows = _foreground_windows(catalogue, cases, threads)
             atomic.write_text(note, json.dumps(windows))
         modalities = tuple(
             Modality(one.name, tuple(window)) if one.name == "CT" and one.window is None else one
@@ -303,9 +308,11 @@ def with_windows(
     return dataclasses.replace(catalogue, task=dataclasses.replace(task, modalities=modalities))
 
 
-def _foreground_windows(catalogue: Catalogue, threads: int) -> list[list[float]]:
-    """[low, high] of every modality."""
-    task, cases = catalogue.task, catalogue.splits["train"]
+def _foreground_windows(
+    catalogue: Catalogue, cases: Sequence[Case], threads: int
+) -> list[list[float]]:
+    """[low, high] of every modality, from these cases."""
+    task = catalogue.task
 
     def sample(case: Case) -> np.ndarray:
         image, raters, _ = read_volume(case, task)
@@ -319,7 +326,7 @@ def _foreground_windows(catalogue: Catalogue, threads: int) -> list[list[float]]
 
     voxels = np.concatenate(list(samples()))
     if not len(voxels):
-        raise InputError(f"{catalogue.root}: every training label is empty")
+        raise InputError(f"{catalogue.root}: every label for training is empty")
     windows = np.percentile(voxels, volumes.PERCENTILES, axis=0).T.tolist()
     for low, high in windows:
         if low >= high:

@@ -5,7 +5,8 @@ say less about a mean than n patients do.
 """
 
 import csv
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from medsegdiff_jax import atomic
@@ -15,39 +16,46 @@ FILE = "groups.csv"
 _COLUMNS = ("name", "group")
 
 
-def read_groups(folder: Path, cases: Collection[str]) -> dict[str, str]:
-    """Case -> its group, as `groups.csv` in a folder says; {} without that file.
+def read_groups(folders: Iterable[str | os.PathLike], cases: Collection[str]) -> dict[str, str]:
+    """Case -> its group, as `groups.csv` in some folders say; {} without such a file.
 
     Args:
-      folder: where it would be.
-      cases: those that must be in it. It may name more.
+      folders: where they would be.
+      cases: those that must be in one of them. They may name more.
 
     Raises:
-      InputError: it has no columns "name" (of a case) and "group", lacks a case or a case's group,
-        has a case twice, or is not UTF-8.
+      InputError: a file has no columns "name" (of a case) and "group", lacks a case's group, or is
+        not UTF-8; a case is in none of the files, or twice in them.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return {}
+    files = [Path(folder) / FILE for folder in folders]
+    files = [path for path in files if path.is_file()]
+    groups: dict[str, str] = {}
+    for path in files:
+        for case, group in _read(path):
+            if case in groups:
+                raise InputError(f"{path}: has case {case} twice")
+            groups[case] = group
+    missing = [case for case in cases if case not in groups] if files else []
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        where = " and ".join(map(str, files))
+        raise InputError(f"{where}: has no line for case {missing[0]}{more}")
+    return groups
+
+
+def _read(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
-    groups: dict[str, str] = {}
     for number, row in rows:
         case, group = ((row.get(column) or "").strip() for column in _COLUMNS)
         if not case or not group:
             raise InputError(f"{path}: line {number}: no name or no group (line 1 is name,group)")
-        if case in groups:
-            raise InputError(f"{path}: has case {case} twice")
-        groups[case] = group
-    missing = [case for case in cases if case not in groups]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{path}: has no line for case {missing[0]}{more}")
-    return groups
+        yield case, group
 
 
 def write_groups(folder: Path, groups: Mapping[str, str]) -> None:

@@ -96,7 +96,9 @@ def write(
     sections = [(title, body) for title, body in sections if body]
     template = resources.files(__package__).joinpath("report_template.html").read_text("utf-8")
     text = string.Template(template).substitute(
-        title=_text(f"Evaluation of {Path(summary['run']['predictions']).name}"),
+        title=_text(
+            f"Evaluation of {', '.join(Path(p).name for p in summary['run']['predictions'])}"
+        ),
         navigation="".join(
             f'<li><a href="#section-{number}">{_text(title)}</a></li>'
             for number, (title, _) in enumerate(sections)

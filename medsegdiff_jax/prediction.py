@@ -87,7 +87,7 @@ def predict(
     check_names(cases, folder, task, save, most, kind.SUFFIX)
     if not task.modalities:
         settings = settings.for_cases(len(cases))
-    _warn_of_other_settings(segmenter, settings)
+    _warn_of_temperature(segmenter, settings)
     run = describe(segmenter, settings)
     left = _begin(folder, run, cases, save)
     made_of = {case: _made_of(paths, folder) for case, paths in left.items()}
@@ -137,7 +137,11 @@ def _write_each(
     return sheet, growth
 
 
-def _warn_of_other_settings(segmenter: Segmenter, settings: Settings) -> None:
+def _warn_of_temperature(segmenter: Segmenter, settings: Settings) -> None:
+    if segmenter.sets_temperatures_aside:
+        _log.warning(
+            "the temperatures of the checkpoints are not used: they were fitted for each alone"
+        )
     fitted = {field: segmenter.fitted_with.get(field) for field in _TEMPERATURE_DEPENDS_ON}
     other = [f"{k}={v}" for k, v in fitted.items() if v is not None and v != getattr(settings, k)]
     if other and segmenter.temperature_of(settings) != 1:

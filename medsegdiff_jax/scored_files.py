@@ -1,8 +1,12 @@
 """Reading what is scored: references of every rater, and what sample.py saved of a case."""
 
+import dataclasses
+import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,17 +16,115 @@ from medsegdiff_jax.types import InputError, Task
 _log = logging.getLogger("medsegdiff_jax")
 
 
-def find_references(root: Path, task: Task) -> dict[str, dict[str, Path]]:
+@dataclasses.dataclass(frozen=True)
+class PredictedCase:
+    """What sample.py has saved of a case.
+
+    Attributes:
+      folder: as it was given.
+      files: what they hold (one of `result_files.SAVE`) -> files.
+      inputs: what was segmented.
+      plane: in which a volume was cut.
+    """
+
+    folder: str
+    files: dict[str, list[Path]]
+    inputs: list[Path]
+    plane: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Folders written by sample.py.
+
+    Attributes:
+      task: what was segmented.
+      cases: name -> what was saved of it.
+      made: how, as far as run.json says: "checkpoint", "checkpoint_sha256" (of several folders
+        joined by "; ") and "sampling".
+    """
+
+    task: Task
+    cases: dict[str, PredictedCase]
+    made: dict[str, Any]
+
+
+def read_predictions(folders: Sequence[str | os.PathLike]) -> Predictions:
+    """What sample.py has written to a folder, or to several, such as one of each fold.
+
+    Raises:
+      InputError: a folder without a run.json that lists masks, a case that two of them have, or
+        folders with different tasks or settings.
+    """
+    runs = [_read_run(Path(folder)) for folder in folders]
+    first, _ = runs[0]
+    cases: dict[str, PredictedCase] = {}
+    for folder, (run, found) in zip(folders, runs, strict=True):
+        for field in ("task", "sampling"):
+            if run.get(field) != first.get(field):
+                raise InputError(f"{folder}: was made with another {field} than {folders[0]}")
+        for case, one in found.items():
+            if case in cases:
+                raise InputError(f"{folder}: has a prediction of {case}, as {cases[case].folder}")
+            cases[case] = one
+    made = {
+        field: "; ".join(run[field] for run, _ in runs)
+        for field in ("checkpoint", "checkpoint_sha256")
+        if all(field in run for run, _ in runs)
+    }
+    made |= {"sampling": first["sampling"]} if "sampling" in first else {}
+    return Predictions(Task.from_json(first["task"]), cases, made)
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, PredictedCase]]:
+    """The run.json of a folder, and its cases."""
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        Task.from_json(run["task"])
+        plane = run.get("config", {}).get("data", {}).get("plane", "axial")
+        cases = {}
+        for case, entry in run["cases"].items():
+            files = {
+                what: [folder / n for n in ([names] if isinstance(names, str) else names)]
+                for what, names in entry["files"].items()
+            }
+            inputs = [folder / name for name in entry.get("inputs", ())]
+            cases[case] = PredictedCase(str(folder), files, inputs, plane)
+        masks = [one.files["mask"][0] for one in cases.values()]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; --predictions is a folder of sample.py") from (
+            error
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not the run.json of a run that saved masks") from error
+    if not masks:
+        raise InputError(f"{path}: lists no finished case")
+    return run, cases
+
+
+def find_references(roots: Sequence[str | os.PathLike], task: Task) -> dict[str, dict[str, Path]]:
     """Name of each rater -> case -> mask file.
 
     Args:
-      root: folder with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or of
+      roots: folders with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or of
         mask files themselves.
       task: pictures or volumes, and whether labels or regions.
 
     Raises:
       InputError: no such folder, one of predictions, no mask in it, or two masks of one case.
     """
+    raters: dict[str, dict[str, Path]] = {}
+    for root in roots:
+        for rater, masks in _references_in(Path(root), task).items():
+            found = raters.setdefault(rater, {})
+            for case in masks.keys() & found.keys():
+                raise InputError(f"{found[case]} and {masks[case]}: two references of one case")
+            found.update(masks)
+    return raters
+
+
+def _references_in(root: Path, task: Task) -> dict[str, dict[str, Path]]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     suffixes = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
@@ -130,28 +232,26 @@ def read_references(
     return found
 
 
-def read_members(
-    folder: Path, names: dict[str, list[str]], task: Task, shape: tuple[int, ...]
-) -> list[np.ndarray]:
+def read_members(case: PredictedCase, task: Task, shape: tuple[int, ...]) -> list[np.ndarray]:
     """Labels of every saved member, in the smallest type that holds them; [] without any."""
     small = np.min_scalar_type(sum(task.label_values))
     members = []
-    for name in names.get("members", []):
-        labels, _ = read_labels(folder / name, task)
-        _check_shape(folder / name, labels.shape, shape)
+    for path in case.files.get("members", []):
+        labels, _ = read_labels(path, task)
+        _check_shape(path, labels.shape, shape)
         members.append(labels.astype(small))
     return members
 
 
 def read_probability(
-    folder: Path, names: dict[str, list[str]], task: Task, index: int, shape: tuple[int, ...]
+    case: PredictedCase, task: Task, index: int, shape: tuple[int, ...]
 ) -> np.ndarray | None:
     """Saved probability of the class with this index, float32 in [0, 1]; None without any."""
-    if "probability" not in names:
+    if "probability" not in case.files:
         return None
-    if len(names["probability"]) != len(task.classes):
-        raise InputError(f"{folder / 'run.json'}: not one probability for each class")
-    path = folder / names["probability"][index]
+    if len(case.files["probability"]) != len(task.classes):
+        raise InputError(f"{case.folder}/run.json: not one probability for each class")
+    path = case.files["probability"][index]
     if task.modalities:
         probability = np.clip(volumes.read_image([path], 1)[0][..., 0], 0, 1)
     else:

@@ -1,7 +1,6 @@
 """A folder of predictions against a folder of references: what `evaluate.py` does."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
 from medsegdiff_jax.progress import progress
+from medsegdiff_jax.scored_files import PredictedCase, Predictions
 from medsegdiff_jax.types import InputError, Task, class_mask
 from medsegdiff_jax.uncertainty_scoring import CaseUncertainty, Uncertainty
 from medsegdiff_jax.version import __version__
@@ -68,7 +68,8 @@ class Evaluation:
       spacing: height and width of a pixel, which distances are measured in; for volumes, words.
       nsd_tolerance: of the NSD, in the same unit.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
-      run: what was scored: the folder of predictions, those of the references that were read, what
+      folders: case -> the folder of its prediction.
+      run: what was scored: the folders of predictions, those of the references that were read, what
         these were fused to, and how the predictions were made.
       worst: pictures of the cases with the lowest Dice.
     """
@@ -80,23 +81,25 @@ class Evaluation:
     spacing: list[float] | str
     nsd_tolerance: float
     uncertainty: Uncertainty
+    folders: dict[str, str]
     run: dict[str, Any]
     worst: list[html_report.Figure]
 
 
 def evaluate(
-    predictions: str | os.PathLike,
-    references: str | os.PathLike,
+    predictions: Sequence[str | os.PathLike],
+    references: Sequence[str | os.PathLike],
     spacing: Sequence[float] | None,
     policy: str,
     nsd_tolerance: float,
 ) -> Evaluation:
-    """Scores every case that `run.json` of `predictions` lists.
+    """Scores every case that `run.json` of a folder of predictions lists.
 
     Args:
-      predictions: folder written by sample.py.
-      references: folder with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/), or
-        of mask files themselves; its groups.csv, if there is one, says which cases belong together.
+      predictions: folders written by sample.py, such as one of each fold; their cases are pooled.
+      references: folders with masks/ or masks_<rater>/ (for volumes also labelsTs/ or labelsTr/),
+        or of mask files themselves; their groups.csv, if there are any, say which cases belong
+        together.
       spacing: height and width of a picture's pixel, distances come out in its unit; None for 1,
         and for volumes, whose files say it.
       policy: "strict" or "ignore", see `metrics.aggregate`.
@@ -110,17 +113,17 @@ def evaluate(
     aggregate.check_policy(policy)  # before hours of scoring
     if not nsd_tolerance >= 0:
         raise InputError(f"--nsd_tolerance: {nsd_tolerance} is not 0 or more")
-    folder = Path(predictions)
-    run, task, files = _read_run(folder)
+    found = scored_files.read_predictions(predictions)
+    task, files = found.task, found.cases
     if task.modalities and spacing is not None:
         raise InputError("--spacing: is for pictures; the files of volumes say their own")
-    raters = scored_files.find_references(Path(references), task)
+    raters = scored_files.find_references(references, task)
     scored_files.check_raters(list(files), raters)
-    groups = read_groups(Path(references), files)
+    groups = read_groups(references, files)
     scores: list[CaseScore] = []
     doubts: list[CaseUncertainty] = []
-    for case, names in progress(files.items(), len(files), "scoring"):
-        cases = _score_case(case, folder, names, raters, task, spacing, nsd_tolerance)
+    for case, predicted in progress(files.items(), len(files), "scoring"):
+        cases = _score_case(case, predicted, raters, task, spacing, nsd_tolerance)
         for score, doubt in cases:
             scores.append(score)
             doubts.append(doubt)
@@ -135,25 +138,25 @@ def evaluate(
         spacing=unit,
         nsd_tolerance=nsd_tolerance,
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy, groups),
-        run=_what_was_scored(folder, run, raters, task),
+        folders={case: one.folder for case, one in files.items()},
+        run=_what_was_scored(found, raters),
         worst=[
-            _picture(score, policy, folder, run, files[score.case], raters, task)
+            _picture(score, policy, files[score.case], raters, task)
             for score in worst_cases.choose(scores, policy)
         ],
     )
 
 
 def _what_was_scored(
-    folder: Path, run: dict[str, Any], raters: dict[str, dict[str, Path]], task: Task
+    predictions: Predictions, raters: dict[str, dict[str, Path]]
 ) -> dict[str, Any]:
     """See `Evaluation.run`."""
     references = {path.parent for masks in raters.values() for path in masks.values()}
-    made = ("checkpoint", "checkpoint_sha256", "sampling")
     return {
-        "predictions": str(folder),
+        "predictions": list(dict.fromkeys(one.folder for one in predictions.cases.values())),
         "references": sorted(map(str, references)),
-        "compared with": _fused(len(raters), task),
-        **{key: run[key] for key in made if key in run},
+        "compared with": _fused(len(raters), predictions.task),
+        **predictions.made,
     }
 
 
@@ -182,19 +185,18 @@ def check_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None
 
 def _score_case(
     case: str,
-    folder: Path,
-    names: dict[str, list[str]],
+    predicted: PredictedCase,
     raters: dict[str, dict[str, Path]],
     task: Task,
     spacing: Sequence[float] | None,
     nsd_tolerance: float,
 ) -> Iterator[tuple[CaseScore, CaseUncertainty]]:
-    """The scores of each class of a case; `names` are its files by what they hold."""
-    prediction, grid = scored_files.read_labels(folder / names["mask"][0], task)
+    """The scores of each class of a case."""
+    prediction, grid = scored_files.read_labels(predicted.files["mask"][0], task)
     shape = prediction.shape
     rated = scored_files.read_references(case, raters, task, shape, grid)
     reference = fusion.majority(list(rated.values()), task)
-    members = scored_files.read_members(folder, names, task, shape)
+    members = scored_files.read_members(predicted, task, shape)
     case_spacing = grid.spacing if grid else spacing or (1.0, 1.0)
     first = uncertainty_scoring.dice_of_first(members, reference, task)
     for index, class_name in enumerate(task.classes):
@@ -204,7 +206,7 @@ def _score_case(
             class_name,
             # One by one: of many members in 3D, a byte per voxel each is most of the memory.
             samples=(class_mask(one, task, index) for one in members) if members else None,
-            probability=scored_files.read_probability(folder, names, task, index, shape),
+            probability=scored_files.read_probability(predicted, task, index, shape),
             raters={name: class_mask(labels, task, index) for name, labels in rated.items()},
             reference=masks[1],
             spacing=case_spacing,
@@ -231,14 +233,20 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         "references_without_prediction": evaluation.unscored,
         "groups": len(set(evaluation.groups.values())) or None,
         "classes": aggregate.as_dicts(evaluation.table),
+        "dice_of_folders": {
+            folder: dataclasses.asdict(dice)
+            for folder, dice in dice_of_folders(evaluation, policy).items()
+        },
     }
     if doubt:
         summary["uncertainty"] = uncertainty_scoring.to_json(doubt)
     raters = dict.fromkeys(rater for row in doubt.rater_dice.values() for rater in row)
+    several = len(summary["dice_of_folders"]) > 1
     rows = [
         {
             "case": score.case,
             "class": score.class_name,
+            **({"predictions": evaluation.folders[score.case]} if several else {}),
             **({"group": evaluation.groups[score.case]} if evaluation.groups else {}),
             **aggregate.apply_policy(score, policy),
             "prediction_empty": int(score.prediction_empty),
@@ -280,6 +288,18 @@ def _write_plots(
     return [html_report.Figure(title, folder / name, _ALT[name]) for title, name, *_ in wanted]
 
 
+def dice_of_folders(evaluation: Evaluation, policy: str) -> dict[str, Summary]:
+    """Folder of predictions -> Dice of its cases, their mean over the classes."""
+    scores: dict[str, list[CaseScore]] = {}
+    for score in evaluation.scores:
+        scores.setdefault(evaluation.folders[score.case], []).append(score)
+    tables = {
+        folder: aggregate.table(found, policy, evaluation.groups or None)
+        for folder, found in scores.items()
+    }
+    return {folder: list(table.values())[-1]["dice"] for folder, table in tables.items()}
+
+
 def format_table(evaluation: Evaluation) -> str:
     """A line per class: mean [95% interval] of some metrics, and the number of cases.
 
@@ -294,47 +314,27 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def format_folders(evaluation: Evaluation, policy: str) -> str:
+    """A line per folder of predictions, if there are several: its mean Dice."""
+    folders = dice_of_folders(evaluation, policy)
+    lines = [f"{name}: Dice {_cell(dice)} of {dice.n_cases}" for name, dice in folders.items()]
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
 def _cell(row: Summary) -> str:
     count = "" if row.n_valid == row.n_cases else f" n={row.n_valid}"
     return f"{row.mean:.4f} [{row.low:.4f}, {row.high:.4f}]{count}"
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], Task, dict[str, dict[str, list[str]]]]:
-    """run.json of a folder of predictions, its task, and case -> what was saved -> its files."""
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text())
-        task = Task.from_json(run["task"])
-        files = {
-            case: {
-                what: [names] if isinstance(names, str) else list(names)
-                for what, names in entry["files"].items()
-            }
-            for case, entry in run["cases"].items()
-        }
-        masks = [entry["mask"][0] for entry in files.values()]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; --predictions is a folder of sample.py") from (
-            error
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not the run.json of a run that saved masks") from error
-    if not masks:
-        raise InputError(f"{path}: lists no finished case")
-    return run, task, files
-
-
 def _picture(
     score: CaseScore,
     policy: str,
-    folder: Path,
-    run: dict[str, Any],
-    names: dict[str, list[str]],
+    predicted: PredictedCase,
     raters: dict[str, dict[str, Path]],
     task: Task,
 ) -> html_report.Figure:
     """A scored case with its image, if that is still where run.json says."""
-    prediction, grid = scored_files.read_labels(folder / names["mask"][0], task)
+    prediction, grid = scored_files.read_labels(predicted.files["mask"][0], task)
     rated = scored_files.read_references(score.case, raters, task, prediction.shape, grid)
     return worst_cases.picture(
         score,
@@ -343,7 +343,7 @@ def _picture(
         fusion.majority(list(rated.values()), task),
         task,
         grid,
-        run.get("config", {}).get("data", {}).get("plane", "axial"),
-        [folder / name for name in run["cases"][score.case].get("inputs", ())],
-        folder / names["overlay"][0] if "overlay" in names else None,
+        predicted.plane,
+        predicted.inputs,
+        next(iter(predicted.files.get("overlay", ())), None),
     )

@@ -3,9 +3,11 @@
     segmenter = Segmenter.load("runs/demo")
     result = segmenter(images, members=10, steps=10, seed=0)
 
-Several trainings, those of the folds of a cross-validation say, make one ensemble:
-`Segmenter.load("runs/fold0", "runs/fold1")`. Every image is resized to the training size, sampled, fused, and the fused *probability* is resized
-back to the image's own size and decided there; labels are never interpolated.
+Every image is resized to the training size, sampled, fused, and the fused *probability* is resized
+back to the image's own size and decided there; labels are never interpolated. Several trainings,
+such as the folds of a cross-validation, make one ensemble:
+
+    Segmenter.load("runs/fold0", "runs/fold1")
 """
 
 import dataclasses
@@ -98,6 +100,7 @@ class Segmenter:
         self.description = "; ".join(model.description for model in models)
         self.temperature = loaded.temperature if alone else 1.0
         self.fitted_with = loaded.fitted_with if alone else {}
+        self.sets_temperatures_aside = not alone and any(m.temperature != 1 for m in models)
         known_mirrored = bool(config.data.augment.flip)
         settings = Settings(**config.sampling.to_dict())
         self.settings = dataclasses.replace(settings, mirror=settings.mirror and known_mirrored)

@@ -100,12 +100,13 @@ def case_ids(catalogue):
     return {split: [case.id for case in cases] for split, cases in catalogue.splits.items()}
 
 
-def load(config, root, variant="", cache=None):
+def load(config, root, variant="", cache=None, **fields):
     """The dataset prepared at SIDE x SIDE pixels as the tiny shipped config (its module) says.
 
-    The cache lies beside the root unless another folder is given.
+    The cache lies beside the root unless another folder is given. `fields` are others of the data.
     """
     data = config.get_config("default,tiny").data
+    data.update(fields)
     data.path, data.image_size, data.variant = str(root), SIDE, variant
     data.cache_dir = str(cache or root.parent / "cache")
     return input_pipeline.load(data)

@@ -61,7 +61,7 @@ def decathlon_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     twice = [one for one in held_out if one in files]
     if twice:
         raise InputError(f"{root}: imagesTr/ and imagesTs/ both have {names(twice)}")
-    groups = read_groups(root, {*files, *held_out})
+    groups = read_groups([root], {*files, *held_out})
     assigned = _splits(root, list(files), list(held_out), validation_fraction, groups)
     files |= held_out
     splits = {

@@ -24,7 +24,7 @@ def picture_catalogue(root: Path, validation_fraction: float) -> Catalogue:
     images = _images(root)
     raters = _masks(root, images)
     lists = read_lists(root, images)
-    groups = read_groups(root, images)
+    groups = read_groups([root], images)
     assigned = assign(lists, list(images), validation_fraction, groups)
     annotated = {stem for masks in raters.values() for stem in masks}
     # A public test set may come without masks; it cannot be scored, so it is left out.

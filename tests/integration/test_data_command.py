@@ -86,13 +86,13 @@ def test_raw_labels_are_no_reference_for_regions(nnunet, tmp_path):
     run = {"task": REGIONS.to_json(), "cases": {"c": {"files": {"mask": "c.nii.gz"}}}}
     (predictions / "run.json").write_text(json.dumps(run))
     with pytest.raises(InputError, match="labelsTr: holds the labels of a dataset"):
-        scoring.evaluate(predictions, nnunet, None, "strict", 2.0)
+        scoring.evaluate([predictions], [nnunet], None, "strict", 2.0)
     Builder.write_split(config(nnunet), "test", output, None)
-    result = scoring.evaluate(predictions, output, None, "strict", 2.0)
+    result = scoring.evaluate([predictions], [output], None, "strict", 2.0)
     assert result.table["whole"]["dice"].mean == result.table["core"]["dice"].mean == 1
     nib.save(nib.load(output / "masks" / "c.nii.gz"), output / "masks" / "c.nii")
     with pytest.raises(InputError, match=r"masks: c\.nii and c\.nii\.gz share a stem"):
-        scoring.evaluate(predictions, output, None, "strict", 2.0)
+        scoring.evaluate([predictions], [output], None, "strict", 2.0)
 
 
 def test_pictures_keep_their_files_and_raters(tmp_path):

@@ -116,6 +116,17 @@ def test_ct_gets_one_window_from_the_labelled_voxels(tmp_path):
     assert dataset.task.modalities[0].window == (50, 150)
 
 
+def test_all_folds_have_one_window(tmp_path):
+    root = ct_folder(tmp_path / "input", (50, 60, 70, 80, 90, 100, 110, 150))
+    for number, low in enumerate((10, 20, 30)):  # in each volume another range
+        hu = [blocks_at(dict(enumerate(range(low, low + 80, 10))), rest=-1000)] * 2
+        save(root / "imagesTr" / f"a{number}_0000.nii.gz", hu, np.int16, number)
+    windows = {
+        load(config_folder, root, folds=2, fold=fold).task.modalities[0].window for fold in range(2)
+    }
+    assert len(windows) == 1
+
+
 def test_labelled_voxels_of_one_intensity_make_no_window(tmp_path):
     with pytest.raises(InputError, match=r"input: all labelled voxels have the intensity 3071;"):
         load(config_folder, ct_folder(tmp_path / "input", (3071,) * 8))

@@ -106,13 +106,13 @@ def test_intervals_are_over_the_patients_that_the_split_was_written_with(root, t
     output, predictions = tmp_path / "test", tmp_path / "predictions"
     write_cases(catalogue, catalogue.splits["test"], output)
     expected = {one: PATIENTS[one] for one in PATIENTS if one[0] in "234"}
-    assert read_groups(output, expected) == expected
+    assert read_groups([output], expected) == expected
     shutil.copytree(output / "masks", predictions)
     imaging.write_png(predictions / "2_0.png", np.zeros((16, 16), np.uint8))
     files = {one: {"files": {"mask": f"{one}.png", "members": [f"{one}.png"] * 2}}
              for one in expected}  # fmt: skip
     (predictions / "run.json").write_text(json.dumps({"task": TASK.to_json(), "cases": files}))
-    result = scoring.evaluate(predictions, output, None, "strict", 2.0)
+    result = scoring.evaluate([predictions], [output], None, "strict", 2.0)
     assert result.groups == expected
     dice = [0.0 if one == "2_0" else 1.0 for one in expected]
     drawn_together = aggregate.summarize(dice, list(expected.values()))
@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_right_is_refused(tmp_path, content, message):
     path = tmp_path / "groups.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
-        read_groups(tmp_path, ["a", "b", "c"])
+        read_groups([tmp_path], ["a", "b", "c"])
     assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
 
 
@@ -193,5 +193,5 @@ def test_more_cases_other_columns_and_the_marks_of_excel_are_allowed(tmp_path):
     (tmp_path / "groups.csv").write_bytes(
         b"\xef\xbb\xbfgroup,age,name\r\np1,70, a\r\np1,70,b\r\np2,33,other\r\n"
     )
-    assert read_groups(tmp_path, ["a", "b"]) == {"a": "p1", "b": "p1", "other": "p2"}
-    assert read_groups(tmp_path / "elsewhere", ["a"]) == {}
+    assert read_groups([tmp_path], ["a", "b"]) == {"a": "p1", "b": "p1", "other": "p2"}
+    assert read_groups([tmp_path / "elsewhere"], ["a"]) == {}

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from benchmarks import quality
+from benchmarks import commands, quality
 from medsegdiff_jax.types import InputError
 
 PLAN = {
@@ -160,7 +160,10 @@ def test_a_wrong_plan_is_named(tmp_path, text):
 
 def test_a_case_has_the_mean_over_its_classes(tmp_path):
     (tmp_path / "per_case.csv").write_text("case,class,dice\nx,a,0.5\ny,a,0.25\nx,b,0.75\n")
-    assert quality.dice_of_cases(tmp_path / "per_case.csv") == {"x": 0.625, "y": 0.25}
+    assert commands.values_of_cases(tmp_path / "per_case.csv", "dice", digits=5) == {
+        "x": 0.625,
+        "y": 0.25,
+    }
 
 
 PLANS = sorted((quality.ROOT / "benchmarks" / "plans").glob("*.json"))

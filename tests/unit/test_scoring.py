@@ -65,7 +65,7 @@ def pictures(tmp_path):
 
 def test_numbers_on_files_are_those_on_arrays(pictures):
     root, arrays = pictures
-    result = scoring.evaluate(root / "out", root, None, "strict", 2.0)
+    result = scoring.evaluate([root / "out"], [root], None, "strict", 2.0)
     written = scoring.write_report(result, root / "report", "strict")
     assert {"reliability.png", "risk_coverage.png", "members.png"} < set(written)
     for name in written:
@@ -100,7 +100,7 @@ def test_numbers_on_files_are_those_on_arrays(pictures):
 def test_it_is_said_which_references_were_read(pictures, caplog):
     root, _ = pictures
     (root / "masks").mkdir()
-    found = scoring.evaluate(root / "out", root, None, "strict", 2.0)
+    found = scoring.evaluate([root / "out"], [root], None, "strict", 2.0)
     assert found.run["references"] == [str(root / "masks_x"), str(root / "masks_y")]
     assert found.run["compared with"] == "the most frequent class of 2 raters"
     assert f"{root}: masks/ is not read, since there is masks_x/" in caplog.text
@@ -134,7 +134,7 @@ def test_masks_of_members_are_made_one_by_one(pictures, monkeypatch):
 
     monkeypatch.setattr(scoring, "class_mask", watched)
     root, _ = pictures
-    scoring.evaluate(root / "out", root, None, "strict", 2.0)
+    scoring.evaluate([root / "out"], [root], None, "strict", 2.0)
     assert len(made) == 2 * 2 * (4 + 3)  # cases, classes, masks
     assert max(most) <= 4 + 2  # a member is made while the last one is still named
 
@@ -171,7 +171,7 @@ def test_a_listed_file_that_is_gone_is_named(pictures):
     root, _ = pictures
     (root / "out" / "b_m1.png").unlink()
     with pytest.raises(InputError, match=r"b_m1\.png"):
-        scoring.evaluate(root / "out", root, None, "strict", 2.0)
+        scoring.evaluate([root / "out"], [root], None, "strict", 2.0)
 
 
 def test_a_volume_with_its_scaled_probability_and_millimetres(tmp_path):
@@ -194,7 +194,7 @@ def test_a_volume_with_its_scaled_probability_and_millimetres(tmp_path):
     write("out/a_p.nii.gz", chance, unit=True)
     files = {"mask": "a.nii.gz", "members": ["a_m0.nii.gz", "a_m1.nii.gz"]}
     write_run(tmp_path / "out", SCAN, {"a": files | {"probability": "a_p.nii.gz"}})
-    found = scoring.evaluate(tmp_path / "out", tmp_path, None, "strict", 2.0).uncertainty
+    found = scoring.evaluate([tmp_path / "out"], [tmp_path], None, "strict", 2.0).uncertainty
     (case,) = found.cases
     ged = metrics.generalized_energy_distance(members, [reference])
     assert case.values["ged"] == pytest.approx(ged) and not case.rater_dice
@@ -236,4 +236,4 @@ def test_a_run_without_masks_is_named(pictures, files):
     root, _ = pictures
     write_run(root / "out", ORGANS, {"a": files})
     with pytest.raises(InputError, match="is not the run.json of a run that saved masks"):
-        scoring.evaluate(root / "out", root, None, "strict", 2.0)
+        scoring.evaluate([root / "out"], [root], None, "strict", 2.0)

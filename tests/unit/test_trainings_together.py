@@ -92,6 +92,8 @@ def test_temperatures_are_those_of_single_trainings(models):
     settings = alone.choose()
     assert alone.temperature_of(settings) == 2 and alone.fitted_with == {"steps": 2}
     assert together.temperature_of(settings) == 1 and together.fitted_with == {}
+    assert together.sets_temperatures_aside and not alone.sets_temperatures_aside
+    assert not Segmenter(*models[:2]).sets_temperatures_aside
 
 
 def changed(model, field, value):
