@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax import prediction
     from medsegdiff_jax.segmenter import Segmenter
 
+    prediction.check_save(_SAVE.value)
     segmenter = Segmenter.load(*_CHECKPOINT.value)
     cases = prediction.find_cases(_INPUT.value, _LIST.value, segmenter.task)
     settings = segmenter.choose(

@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     recipe, size = _parse(arg)
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # fine-tuning: workdir, checkpoint or exported folder to start from
     config.num_steps = 20_000  # updates
     config.batch_size = 16  # images per update, over all devices
     config.accumulate_steps = 1  # parts that a batch is computed in: less memory, same update

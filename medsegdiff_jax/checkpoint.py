@@ -36,6 +36,15 @@ _SHARED = ("model", "diffusion", "data")
 _SHARED_DATA = ("image_size", "plane", "neighbours", "augment.flip")
 
 
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a training in `workdir` has been saved."""
+    folder = Path(workdir) / _FOLDER
+    if not folder.is_dir():
+        return False
+    with _open_manager(folder) as manager:
+        return manager.latest_step() is not None
+
+
 class Checkpoints:
     """The checkpoints of one workdir; a context manager, leaving it waits for pending writes."""
 
@@ -166,22 +175,25 @@ def load_models(paths: Sequence[str | os.PathLike]) -> list[LoadedModel]:
     for index, (path, model) in enumerate(zip(paths, models, strict=True)):
         if Path(path).resolve() in [Path(one).resolve() for one in paths[:index]]:
             raise InputError(f"{path}: is given twice")
-        first, own = (_shared(one) for one in (models[0], model))
-        differing = [key for key in sorted(first.keys() | own) if first.get(key) != own.get(key)]
-        if differing:
+        if fields := differing(*(_shared(one) for one in (models[0], model))):
             raise InputError(
-                f"{path}: has another {', '.join(differing[:5])} than {paths[0]}; models that "
+                f"{path}: has another {', '.join(fields[:5])} than {paths[0]}; models that "
                 "sample together have these in common"
             )
     return models
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Fields, as node.field, in which two trees of a config differ."""
+    one, other = (flatten_dict(dict(tree), sep=".") for tree in (one, other))
+    return [name for name in sorted(one.keys() | other) if one.get(name) != other.get(name)]
 
 
 def _shared(model: LoadedModel) -> dict[str, Any]:
     config = model.config.to_dict()
     data = flatten_dict(config["data"], sep=".")
     config["data"] = {field: data.get(field) for field in _SHARED_DATA}
-    shared = {field: config.get(field) for field in _SHARED} | {"task": model.task.to_json()}
-    return flatten_dict(shared, sep=".")
+    return {field: config.get(field) for field in _SHARED} | {"task": model.task.to_json()}
 
 
 def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:

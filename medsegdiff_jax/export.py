@@ -1,6 +1,6 @@
 """A trained model as a folder to pass on: EMA parameters and model.json, nothing else.
 
-Where the data of the training lay is nobody else's business, and left out.
+Where the training's data and first weights lay is nobody else's business, and left out.
 """
 
 import os
@@ -24,6 +24,7 @@ def export(checkpoint: str | os.PathLike, output: str | os.PathLike) -> str:
     modalities = loaded.task.modalities
     config = loaded.config.to_dict()
     config["data"].update(path="", cache_dir="")
+    config["init_from"] = ""
     metadata = {
         **loaded.metadata,
         "config": config,

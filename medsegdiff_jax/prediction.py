@@ -195,12 +195,17 @@ def _begin(
     return left
 
 
-def _check(save: Sequence[str], task: Task, settings: Settings) -> None:
-    if settings.steps == 0 and "animation" in save:
-        raise InputError("--save: with --steps=0 there is no way from noise to an animation")
+def check_save(save: Sequence[str]) -> None:
+    """Raises InputError for an unknown word, or none, before a model is loaded."""
     unknown = set(save) - set(SAVE)
     if unknown or not save:
         raise InputError(f"--save: {', '.join(sorted(unknown))!r} is not among {', '.join(SAVE)}")
+
+
+def _check(save: Sequence[str], task: Task, settings: Settings) -> None:
+    check_save(save)
+    if settings.steps == 0 and "animation" in save:
+        raise InputError("--save: with --steps=0 there is no way from noise to an animation")
     if settings.tolerance and task.modalities and "members" in save:
         raise InputError("--save: with --tolerance the slices of a volume differ in their members")
 

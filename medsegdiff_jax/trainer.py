@@ -28,8 +28,9 @@ from medsegdiff_jax import (
     process,
     train_state,
 )
-from medsegdiff_jax.checkpoint import Checkpoints
+from medsegdiff_jax.checkpoint import Checkpoints, LoadedModel, has_checkpoint
 from medsegdiff_jax.evaluator import Validation
+from medsegdiff_jax.fine_tuning import load_start, start_from
 from medsegdiff_jax.input_pipeline import Dataset
 from medsegdiff_jax.partitioning import (
     check_batch_size,
@@ -118,6 +119,8 @@ def train(config: Any, workdir: str) -> TrainState:
     objective = losses.build(config.loss)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
     validation = Validation(config, dataset, model, diffusion)
+    begins = bool(config.init_from) and not has_checkpoint(workdir)
+    start = load_start(config.init_from, config) if begins else None
     metadata = prepare_workdir(config, dataset, Path(workdir))
     # SIGTERM is also waited for while the last checkpoint is still being written.
     with (
@@ -125,7 +128,7 @@ def train(config: Any, workdir: str) -> TrainState:
         Checkpoints(workdir, metadata) as checkpoints,
         jax.set_mesh(mesh),
     ):
-        state = initial_state(config, dataset, model, optimizer, mesh, checkpoints)
+        state = initial_state(config, dataset, model, optimizer, mesh, checkpoints, start)
         if hosts.is_first():
             table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             atomic.write_text(Path(workdir) / "parameters.txt", table + "\n")
@@ -283,8 +286,12 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
+    start: LoadedModel | None,
 ) -> TrainState:
-    """The latest checkpoint's state, or a fresh one, placed on the mesh."""
+    """The latest checkpoint's state, or a fresh one, placed on the mesh.
+
+    A fresh one has the weights of `start`, if there is one.
+    """
 
     def init(key: Array) -> TrainState:
         return train_state.init(model, optimizer, dataset.image_shape, key)
@@ -303,6 +310,7 @@ def initial_state(
     if state is None:
         _log.info("compiling and drawing the initial state")
         state = jax.jit(init, out_shardings=shardings)(key)
+        state = start_from(state, start) if start else state
     else:
         _log.info("resuming at step %d", int(state.step))
     return state

@@ -348,7 +348,8 @@ def _ranking_cells(result: Uncertainty, name: str) -> dict[str, str]:
         return {}
     cells = {f"aurc ({score})": f"{one.aurc:.4f}" for score, one in row.items()}
     first = next(iter(row.values()))
-    return {"best": f"{first.aurc - first.excess:.4f}", **cells, "none": f"{first.uninformed:.4f}"}
+    best, uninformed = first.aurc - first.excess, first.uninformed
+    return {"best": f"{best:.4f}", **cells, "uninformed": f"{uninformed:.4f}"}
 
 
 def _block(rows: Mapping[str, Mapping[str, str]]) -> str:

@@ -19,7 +19,7 @@ _log = logging.getLogger("medsegdiff_jax")
 # are read.
 _READING = ("data.path", "data.cache_dir", "data.workers", "data.read_threads", "data.prefetch")
 # What must stay the same for a workdir to be resumed,
-_IDENTITY = ("seed", "batch_size", "data", "model", "diffusion", "loss")
+_IDENTITY = ("seed", "init_from", "batch_size", "data", "model", "diffusion", "loss")
 # but for these; rematerialisation is how much memory a step takes.
 _NO_IDENTITY = (*_READING, "model.remat")
 

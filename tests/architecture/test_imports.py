@@ -49,6 +49,7 @@ LAYERS = {
     "writer": 5,
     "evaluator": 6,
     "export": 6,
+    "fine_tuning": 6,
     "result_files": 6,
     "scored_files": 6,
     "scoring": 7,
