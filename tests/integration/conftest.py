@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import folder
 from medsegdiff_jax import export as exporting
+from tests.runs import disc_config
 
 ROOT = Path(__file__).parents[2]
 SIDE = 24
@@ -38,35 +38,25 @@ def disc_folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Prepared data of all tests."""
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
 @pytest.fixture
-def tiny_config(disc_folder, tmp_path_factory):
+def tiny_config(disc_folder, cache):
     """A config that trains the tiny model on the discs; each test gets its own copy."""
-    config = disc_config("default,tiny", disc_folder, tmp_path_factory)
+    config = disc_config("default,tiny", disc_folder, cache)
     config.validation.update(members=2, steps=2)
     config.sampling.update(members=2, steps=2)
     return config
 
 
 @pytest.fixture
-def unet_config(disc_folder, tmp_path_factory):
+def unet_config(disc_folder, cache):
     """The same for the tiny UNet, which compiles in a quarter of the time."""
-    return disc_config("unet,tiny", disc_folder, tmp_path_factory)
-
-
-def disc_config(name, disc_folder, tmp_path_factory):
-    """Three steps of a model on the discs."""
-    config = folder.get_config(name)
-    config.data.path = str(disc_folder)
-    config.data.cache_dir = str(tmp_path_factory.getbasetemp() / "cache")
-    config.data.image_size = 16
-    config.num_steps = 3
-    config.batch_size = 8
-    config.log_every_steps = 1
-    config.eval_every_steps = 3
-    config.checkpoint_every_steps = 100
-    config.optim.update(learning_rate=1e-3, schedule="constant", warmup_steps=1)
-    config.validation.batch_size = config.sampling.batch_size = 8
-    return config
+    return disc_config("unet,tiny", disc_folder, cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +173,8 @@ TRAINING = (
 
 
 @pytest.fixture(scope="session")
-def train_flags(disc_folder, tmp_path_factory):
+def train_flags(disc_folder, cache):
     """Flags of train.py for a tiny model of the discs."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
     return (
         *TRAINING,
         f"--config.data.path={disc_folder}",

@@ -9,15 +9,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from medsegdiff_jax import checkpoint, trainer
+from medsegdiff_jax import checkpoint, fine_tuning, trainer
 from medsegdiff_jax.types import InputError
+from tests.runs import disc_config
 
 
-@pytest.fixture
-def source(unet_config, tmp_path):
-    """Workdir of a training of three steps."""
-    trainer.train(unet_config, str(tmp_path / "source"))
-    return tmp_path / "source"
+@pytest.fixture(scope="module")
+def source(disc_folder, cache, tmp_path_factory):
+    """Workdir of a training of three steps; not to be changed."""
+    workdir = tmp_path_factory.mktemp("source") / "run"
+    trainer.train(disc_config("unet,tiny", disc_folder, cache), str(workdir))
+    return workdir
 
 
 def starting_from(config, path, **fields):
@@ -33,6 +35,7 @@ def arrays(params):
 
 
 def test_it_starts_from_the_averaged_weights(unet_config, source, tmp_path, caplog):
+    source = shutil.copytree(source, tmp_path / "source")
     expected = arrays(checkpoint.load_model(source).params)
     with caplog.at_level(logging.INFO, logger="medsegdiff_jax"):
         state = trainer.train(starting_from(unet_config, source), str(tmp_path / "run"))
@@ -82,14 +85,14 @@ def test_another_network_is_refused_before_the_workdir_is_made(
     unet_config, source, tmp_path, fields, message
 ):
     config = starting_from(unet_config, source, **fields)
-    with pytest.raises(InputError, match=f"init_from: .*source was trained with {message}"):
+    with pytest.raises(InputError, match=f"init_from: .*run was trained with {message}"):
         trainer.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_how_the_network_is_computed_may_change(unet_config, source, tmp_path):
+def test_how_the_network_is_computed_may_change(unet_config, source):
     config = starting_from(unet_config, source, **{"model.dtype": "bfloat16", "model.remat": True})
-    trainer.train(config, str(tmp_path / "run"))
+    fine_tuning.load_start(source, config)
 
 
 def test_a_start_that_is_no_model_is_refused(unet_config, tmp_path):

@@ -79,10 +79,9 @@ def decathlon(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(command, decathlon, tmp_path_factory):
+def trained(command, decathlon, cache, tmp_path_factory):
     """Workdir of a model of the ellipsoids."""
     workdir = tmp_path_factory.mktemp("volumes") / "run"
-    cache = tmp_path_factory.getbasetemp() / "cache"
     data = (f"--config.data.path={decathlon}", f"--config.data.cache_dir={cache}")
     outcome = command("train.py", *FLAGS, *data, f"--workdir={workdir}")
     assert outcome.code == 0, outcome.stderr
@@ -91,10 +90,9 @@ def trained(command, decathlon, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def held_out(command, decathlon, trained, tmp_path_factory):
+def held_out(command, decathlon, cache, trained, tmp_path_factory):
     """The held-out volumes as `python -m data` writes them."""
     output = tmp_path_factory.mktemp("split") / "test"
-    cache = tmp_path_factory.getbasetemp() / "cache"
     data = (f"--config.data.path={decathlon}", f"--config.data.cache_dir={cache}")
     assert command("data/__main__.py", FLAGS[0], *data, f"--output={output}").code == 0
     return output
