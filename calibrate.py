@@ -4,7 +4,7 @@ from absl import flags
 
 from medsegdiff_jax import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir or checkpoint in it.")
+_CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "Workdir or checkpoint in it.")
 _MEMBERS = flags.DEFINE_integer("members", None, "Samples per image; default: the model's config.")
 _STEPS = flags.DEFINE_integer("steps", None, "Denoising steps.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "ddim, ddpm, dpmpp or dpmpp_sde.")
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     from medsegdiff_jax.temperature import CALIBRATION, calibrate
 
     found = calibrate(
-        _CHECKPOINT.value,
+        cli.only(_CHECKPOINT),
         members=_MEMBERS.value,
         steps=_STEPS.value,
         sampler=_SAMPLER.value,

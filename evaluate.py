@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     )
     written = scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
     print(scoring.format_table(result))
-    if folders := scoring.format_folders(result, _EMPTY.value):
+    if folders := scoring.format_folders(result):
         print(folders)
     print(f"compared with {result.run['compared with']}")
     if result.uncertainty:

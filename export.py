@@ -4,7 +4,7 @@ from absl import flags
 
 from medsegdiff_jax import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir or checkpoint.")
+_CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "Workdir or checkpoint.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist or be empty.")
 
 
@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
     del argv
     from medsegdiff_jax.export import export
 
-    description = export(_CHECKPOINT.value, _OUTPUT.value)
+    description = export(cli.only(_CHECKPOINT), _OUTPUT.value)
     print(f"exported {description} to {_OUTPUT.value}")
 
 

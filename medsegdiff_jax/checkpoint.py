@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from medsegdiff_jax import networks, train_state
 from medsegdiff_jax.train_state import TrainState
+from medsegdiff_jax.trees import differing
 from medsegdiff_jax.types import InputError, Params, Task
 
 METRIC = "dice"
@@ -31,18 +32,14 @@ UNRANKED = -1.0  # Dice of a checkpoint that was saved without validation
 EXPORT_FORMAT = 1
 _FOLDER = "checkpoints"
 
-# What trainings that sample together have in common, beside the task.
-_SHARED = ("model", "diffusion", "data")
-_SHARED_DATA = ("image_size", "plane", "neighbours", "augment.flip")
+_COMPUTED = ("dtype", "remat")  # fields of a network about how it is computed, not what
+_PREPARED = ("image_size", "plane", "neighbours", "augment.flip")  # how images come to a network
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
     """Whether a training in `workdir` has been saved."""
     folder = Path(workdir) / _FOLDER
-    if not folder.is_dir():
-        return False
-    with _open_manager(folder) as manager:
-        return manager.latest_step() is not None
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 class Checkpoints:
@@ -172,9 +169,12 @@ def load_models(paths: Sequence[str | os.PathLike]) -> list[LoadedModel]:
         preparation or task than the first.
     """
     models = [load_model(path) for path in paths]
-    for index, (path, model) in enumerate(zip(paths, models, strict=True)):
-        if Path(path).resolve() in [Path(one).resolve() for one in paths[:index]]:
+    seen: set[Path] = set()
+    for path, model in zip(paths, models, strict=True):
+        folder = (model.folder or Path(path)).resolve()
+        if folder in seen:
             raise InputError(f"{path}: is given twice")
+        seen.add(folder)
         if fields := differing(*(_shared(one) for one in (models[0], model))):
             raise InputError(
                 f"{path}: has another {', '.join(fields[:5])} than {paths[0]}; models that "
@@ -183,17 +183,17 @@ def load_models(paths: Sequence[str | os.PathLike]) -> list[LoadedModel]:
     return models
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Fields, as node.field, in which two trees of a config differ."""
-    one, other = (flatten_dict(dict(tree), sep=".") for tree in (one, other))
-    return [name for name in sorted(one.keys() | other) if one.get(name) != other.get(name)]
+def network_of(config: ConfigDict) -> dict[str, Any]:
+    """What weights belong to: the network and the process of a config."""
+    model = {field: value for field, value in config.model.items() if field not in _COMPUTED}
+    return {"model": model, "diffusion": config.diffusion.to_dict()}
 
 
 def _shared(model: LoadedModel) -> dict[str, Any]:
-    config = model.config.to_dict()
-    data = flatten_dict(config["data"], sep=".")
-    config["data"] = {field: data.get(field) for field in _SHARED_DATA}
-    return {field: config.get(field) for field in _SHARED} | {"task": model.task.to_json()}
+    """What trainings that sample together have in common."""
+    data = flatten_dict(model.config.data.to_dict(), sep=".")
+    prepared = {field: data.get(field) for field in _PREPARED}
+    return {**network_of(model.config), "data": prepared, "task": model.task.to_json()}
 
 
 def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:

@@ -78,6 +78,17 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
+def only(flag: flags.FlagHolder[list[str]]) -> str:
+    """The value of a flag that other commands take several times, and this one once.
+
+    Raises:
+      InputError: it is given several times.
+    """
+    if len(flag.value) > 1:
+        raise InputError(f"--{flag.name}: is given {len(flag.value)} times; this takes one")
+    return flag.value[0]
+
+
 def keep_compiled_programs() -> None:
     """Programs that took XLA over a second are kept for the next command.
 

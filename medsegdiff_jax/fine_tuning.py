@@ -4,7 +4,7 @@ The network is the same, the task need not be: arrays whose shape follows from t
 channels or classes, or from the size of the images, begin anew where these differ.
 """
 
-import json
+import dataclasses
 import logging
 import os
 from typing import Any
@@ -13,18 +13,16 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from medsegdiff_jax.checkpoint import LoadedModel, differing, load_model
+from medsegdiff_jax.checkpoint import LoadedModel, load_model, network_of
 from medsegdiff_jax.train_state import TrainState
+from medsegdiff_jax.trees import differing
 from medsegdiff_jax.types import Array, InputError, Params
-
-_COMMON = ("model", "diffusion")
-_OF_THE_MACHINE = ("dtype", "remat")  # how a network is computed, not what
 
 _log = logging.getLogger("medsegdiff_jax")
 
 
 def load_start(path: str | os.PathLike, config: Any) -> LoadedModel:
-    """The model that a training of this config may start from.
+    """The model that a training of this config may start from; its weights stay on the host.
 
     Args:
       path: a workdir (its best checkpoint), a checkpoint in it, or an exported folder.
@@ -33,19 +31,15 @@ def load_start(path: str | os.PathLike, config: Any) -> LoadedModel:
     Raises:
       InputError: no model at `path`, or one of another network or process.
     """
-    found = load_model(path)
-    if fields := differing(*(_common(tree) for tree in (found.config, config))):
+    try:
+        found = load_model(path)
+    except InputError as error:
+        raise InputError(f"config field init_from: {error}") from error
+    if fields := differing(*(network_of(tree) for tree in (found.config, config))):
         raise InputError(
             f"config field init_from: {path} was trained with another {', '.join(fields[:5])}"
         )
-    return found
-
-
-def _common(config: Any) -> dict[str, Any]:
-    nodes = {node: config[node].to_dict() for node in _COMMON}
-    for field in _OF_THE_MACHINE:
-        nodes["model"].pop(field, None)
-    return json.loads(json.dumps(nodes))  # which makes lists of tuples, as in a stored config
+    return dataclasses.replace(found, params=jax.device_get(found.params))
 
 
 def start_from(state: TrainState, found: LoadedModel) -> TrainState:
@@ -81,7 +75,7 @@ def start_from(state: TrainState, found: LoadedModel) -> TrainState:
     return state.replace(params=filled(state.params), ema_params=filled(state.ema_params))
 
 
-def _placed_like(leaf: Array, values: Array) -> Array:
+def _placed_like(leaf: Array, values: np.ndarray) -> Array:
     """`values` in the place and with the type of `leaf`; every process has them all."""
-    values = np.asarray(values, leaf.dtype)
+    values = values.astype(leaf.dtype)
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: values[index])

@@ -6,7 +6,7 @@ say less about a mean than n patients do.
 
 import csv
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from medsegdiff_jax import atomic
@@ -25,37 +25,43 @@ def read_groups(folders: Iterable[str | os.PathLike], cases: Collection[str]) ->
 
     Raises:
       InputError: a file has no columns "name" (of a case) and "group", lacks a case's group, or is
-        not UTF-8; a case is in none of the files, or twice in them.
+        not UTF-8, or has a case twice; a case is in none of the files, or has two groups.
     """
-    files = [Path(folder) / FILE for folder in folders]
-    files = [path for path in files if path.is_file()]
+    paths = [Path(folder) / FILE for folder in folders]
     groups: dict[str, str] = {}
-    for path in files:
-        for case, group in _read(path):
-            if case in groups:
-                raise InputError(f"{path}: has case {case} twice")
-            groups[case] = group
-    missing = [case for case in cases if case not in groups] if files else []
+    for path in paths:
+        for case, group in _read(path).items() if path.is_file() else ():
+            if groups.setdefault(case, group) != group:
+                raise InputError(
+                    f"{path}: group of case {case} is {group}, elsewhere {groups[case]}"
+                )
+    known = any(path.is_file() for path in paths)
+    missing = [case for case in cases if case not in groups] if known else []
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        where = " and ".join(map(str, files))
-        raise InputError(f"{where}: has no line for case {missing[0]}{more}")
+        where = " and ".join(str(path) for path in paths if path.is_file())
+        bare = "".join(f"; there is no {path}" for path in paths if not path.is_file())
+        raise InputError(f"{where}: has no line for case {missing[0]}{more}{bare}")
     return groups
 
 
-def _read(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a file."""
+def _read(path: Path) -> dict[str, str]:
+    """Case -> its group, in one file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
+    groups: dict[str, str] = {}
     for number, row in rows:
         case, group = ((row.get(column) or "").strip() for column in _COLUMNS)
         if not case or not group:
             raise InputError(f"{path}: line {number}: no name or no group (line 1 is name,group)")
-        yield case, group
+        if case in groups:
+            raise InputError(f"{path}: has case {case} twice")
+        groups[case] = group
+    return groups
 
 
 def write_groups(folder: Path, groups: Mapping[str, str]) -> None:

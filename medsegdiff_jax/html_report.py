@@ -41,6 +41,7 @@ _NAMES = {
     "aurc": "AURC",
     "spearman": "Spearman",
 }
+_FOLDERS = "Cases of each folder: mean Dice over classes and cases, and its 95% interval."
 _CAPTION = "Mean over cases and its 95% interval; standard deviations are in metrics.json."
 
 
@@ -75,7 +76,8 @@ def write(
       path: file to write.
       summary: the content of metrics.json: "version", "run", "spacing", "nsd_tolerance",
         "empty_mask_policy", "conventions", "references_without_prediction", "groups" (how many
-        groups of cases, or None), "classes" and, if anything of it was saved, "uncertainty".
+        groups of cases, or None), "classes", if there are several "folders" and, if anything of it
+        was saved, "uncertainty".
       rows: those of per_case.csv, all with the same keys, "case" and "class" first.
       plots: a section each.
       worst: pictures of the worst cases, worst first; no section without any.
@@ -87,6 +89,7 @@ def write(
     sections = [
         ("Summary", _overview(summary, rows)),
         ("Scores", _scores(summary["classes"], _CAPTION)),
+        ("Folders", _scores(summary.get("folders", {}), _FOLDERS, "predictions")),
         *((plot.title, _figure(plot)) for plot in plots),
         ("Uncertainty", _uncertainty(summary["uncertainty"]) if "uncertainty" in summary else ""),
         ("Worst cases", _gallery(worst, legend)),
@@ -96,9 +99,7 @@ def write(
     sections = [(title, body) for title, body in sections if body]
     template = resources.files(__package__).joinpath("report_template.html").read_text("utf-8")
     text = string.Template(template).substitute(
-        title=_text(
-            f"Evaluation of {', '.join(Path(p).name for p in summary['run']['predictions'])}"
-        ),
+        title=_text(f"Evaluation of {_title(summary['run']['predictions'])}"),
         navigation="".join(
             f'<li><a href="#section-{number}">{_text(title)}</a></li>'
             for number, (title, _) in enumerate(sections)
@@ -110,6 +111,12 @@ def write(
         ),
     )
     atomic.write_text(path, text)
+
+
+def _title(predictions: Sequence[str]) -> str:
+    first = Path(predictions[0])
+    # Folders of folds may be called 0, 1, 2.
+    return first.name if len(predictions) == 1 else f"{len(predictions)} folders, {first} first"
 
 
 def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -131,19 +138,17 @@ def _overview(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return _definitions(facts)
 
 
-def _scores(classes: Mapping[str, Mapping[str, Any]], caption: str) -> str:
+def _scores(rows: Mapping[str, Mapping[str, Any]], caption: str, what: str = "class") -> str:
     """A row per class, a column per metric, of Summaries as dictionaries; empty without any."""
-    if not classes:
+    if not rows:
         return ""
-    metrics = list(dict.fromkeys(metric for row in classes.values() for metric in row))
-    digits = {
-        metric: _digits([row[metric]["mean"] for row in classes.values()]) for metric in metrics
-    }
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    digits = {metric: _digits([row[metric]["mean"] for row in rows.values()]) for metric in metrics}
     lines = []
-    for name, row in classes.items():
+    for name, row in rows.items():
         cells = "".join(_summary(row[metric], digits[metric]) for metric in metrics)
         lines.append(f"<tr>{_row_name(name)}{cells}</tr>")
-    return _table(caption, _head(("class",), [_name(metric) for metric in metrics]), lines)
+    return _table(caption, _head((what,), [_name(metric) for metric in metrics]), lines)
 
 
 def _summary(entry: Mapping[str, Any], digits: int) -> str:

@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from medsegdiff_jax import atomic, display, picture_output, plots, volume_output
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import SAVE, CaseFiles, check_names
 from medsegdiff_jax.segmenter import Segmenter
 from medsegdiff_jax.settings import Settings
+from medsegdiff_jax.trees import differing
 from medsegdiff_jax.types import InputError, Task
 from medsegdiff_jax.version import __version__
 
@@ -88,7 +88,7 @@ def predict(
     if not task.modalities:
         settings = settings.for_cases(len(cases))
     _warn_of_temperature(segmenter, settings)
-    run = describe(segmenter, settings)
+    run, earlier = describe(segmenter, settings), _earlier(folder).get("cases", {})
     left = _begin(folder, run, cases, save)
     made_of = {case: _made_of(paths, folder) for case, paths in left.items()}
     unread: list[InputError] = []
@@ -96,7 +96,7 @@ def predict(
         _log.info("the first batch waits for the compiler, unless these settings are known")
     results = kind.segment(segmenter, left, settings, save, unread.append)
     results = progress(results, len(left), "segmenting")
-    sheet, growth = _write_each(results, folder, run, cases, made_of)
+    sheet, growth = _write_each(results, folder, run, cases, made_of, earlier)
     page = folder / "contact_sheet.png"
     if sheet and (len(left) == len(cases) or not page.exists()):  # else it has earlier cases
         plots.write_contact_sheet(page, sheet, task, len(cases))
@@ -112,6 +112,7 @@ def _write_each(
     run: dict[str, Any],
     cases: Mapping[str, Any],
     made_of: Mapping[str, dict[str, Any]],
+    earlier: Mapping[str, Any],
 ) -> tuple[list[display.CasePictures], list[float]]:
     """Writes and lists each result; returns the first pictures, and how each mask grew."""
     sheet: list[display.CasePictures] = []
@@ -119,12 +120,14 @@ def _write_each(
     listed = time.monotonic()
     try:
         for result in results:
-            run["cases"][result.case_id] = {
+            entry = {
                 **made_of[result.case_id],
                 "files": result.write(folder),
                 "seconds": round(result.seconds, 4),
                 "members": result.members,
             }
+            _remove_members(folder, earlier.get(result.case_id, {}), entry)
+            run["cases"][result.case_id] = entry
             growth.append(result.growth)
             if len(sheet) < SHEET_CASES:
                 sheet.append(result.pictures)
@@ -135,6 +138,16 @@ def _write_each(
         # Also when the disk is full or the run was interrupted: what is done is listed.
         _list(folder, run, cases)
     return sheet, growth
+
+
+def _remove_members(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Removes samples of an earlier call that had more: they would pass for some of this one's."""
+    both = (
+        {"files": {"members": one.get("files", {}).get("members", [])}} for one in (before, now)
+    )
+    old, new = (set(_results(one, folder)) for one in both)
+    for path in old - new if new else ():
+        path.unlink(missing_ok=True)
 
 
 def _warn_of_temperature(segmenter: Segmenter, settings: Settings) -> None:
@@ -179,12 +192,12 @@ def _begin(
     """Writes run.json with what is finished, which `run` gets too; returns what is left."""
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(folder)
-    if earlier.get("cases") and (differing := _differing(earlier, run)):
+    if earlier.get("cases") and (fields := _differing(earlier, run)):
         _log.warning(
             "%s: its results, made with another %s, are replaced; those of other cases or kinds "
             "stay, but run.json lists them no more",
             folder,
-            " and ".join(name.removeprefix("sampling.") for name in differing),
+            " and ".join(name.removeprefix("sampling.") for name in fields),
         )
     with atomic.alone(folder):
         run["cases"] = finished(folder, run, cases, save)
@@ -235,12 +248,8 @@ def _earlier(folder: Path) -> dict[str, Any]:
 
 def _differing(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """Which of _SAME_RUN differ, the single settings of `sampling` by their names."""
-    now = json.loads(json.dumps({field: run[field] for field in _SAME_RUN}))
-    before, now = (
-        flatten_dict({field: one.get(field) for field in _SAME_RUN}, sep=".")
-        for one in (earlier, now)
-    )
-    return [field for field in sorted(now.keys() | before) if before.get(field) != now.get(field)]
+    before, now = ({field: one.get(field) for field in _SAME_RUN} for one in (earlier, run))
+    return differing(before, now)
 
 
 def finished(
@@ -308,6 +317,7 @@ def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "checkpoint": segmenter.description,
+        "trainings": len(segmenter.params),
         "checkpoint_sha256": digest.hexdigest(),
         "temperature": segmenter.temperature,
         "sampling": {k: v for k, v in vars(settings).items() if k not in _MOVE_LAST_DIGITS_ONLY},

@@ -4,14 +4,18 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medsegdiff_jax import imaging, volumes
+from medsegdiff_jax.trees import differing
 from medsegdiff_jax.types import InputError, Task
+
+_ALIKE = ("task", "sampling", "trainings")  # in every run.json that is read together
+_SINGLE = "reference"  # the rater of a folder that has only one
 
 _log = logging.getLogger("medsegdiff_jax")
 
@@ -41,7 +45,7 @@ class Predictions:
       task: what was segmented.
       cases: name -> what was saved of it.
       made: how, as far as run.json says: "checkpoint", "checkpoint_sha256" (of several folders
-        joined by "; ") and "sampling".
+        joined by "; "), "trainings" and "sampling".
     """
 
     task: Task
@@ -53,27 +57,44 @@ def read_predictions(folders: Sequence[str | os.PathLike]) -> Predictions:
     """What sample.py has written to a folder, or to several, such as one of each fold.
 
     Raises:
-      InputError: a folder without a run.json that lists masks, a case that two of them have, or
-        folders with different tasks or settings.
+      InputError: a folder without a run.json that lists masks, a case that two of them have,
+        folders with different tasks or settings, or members or probabilities of some cases alone.
     """
     runs = [_read_run(Path(folder)) for folder in folders]
     first, _ = runs[0]
     cases: dict[str, PredictedCase] = {}
     for folder, (run, found) in zip(folders, runs, strict=True):
-        for field in ("task", "sampling"):
-            if run.get(field) != first.get(field):
-                raise InputError(f"{folder}: was made with another {field} than {folders[0]}")
+        fields = differing(*({field: one.get(field) for field in _ALIKE} for one in (first, run)))
+        if fields:
+            raise InputError(f"{folder}: was made with another {fields[0]} than {folders[0]}")
         for case, one in found.items():
             if case in cases:
                 raise InputError(f"{folder}: has a prediction of {case}, as {cases[case].folder}")
             cases[case] = one
+    _check_files(cases)
+    if len({run.get("temperature", 1.0) == 1.0 for run, _ in runs}) > 1:
+        _log.warning("the probabilities of some folders are scaled by a temperature, others not")
     made = {
         field: "; ".join(run[field] for run, _ in runs)
         for field in ("checkpoint", "checkpoint_sha256")
         if all(field in run for run, _ in runs)
     }
-    made |= {"sampling": first["sampling"]} if "sampling" in first else {}
+    made |= {field: first[field] for field in ("trainings", "sampling") if field in first}
     return Predictions(Task.from_json(first["task"]), cases, made)
+
+
+def _check_files(cases: Mapping[str, PredictedCase]) -> None:
+    """Raises InputError if members or probabilities were saved of some cases and not of others."""
+    kinds = {
+        case: sorted({"members", "probability"} & one.files.keys()) for case, one in cases.items()
+    }
+    first = next(iter(cases))
+    for case, found in kinds.items():
+        if found != kinds[first]:
+            raise InputError(
+                f"{cases[case].folder}: {case} has other files (members, probability) than {first} "
+                f"in {cases[first].folder}; sample all cases with the same --save"
+            )
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, PredictedCase]]:
@@ -112,7 +133,8 @@ def find_references(roots: Sequence[str | os.PathLike], task: Task) -> dict[str,
       task: pictures or volumes, and whether labels or regions.
 
     Raises:
-      InputError: no such folder, one of predictions, no mask in it, or two masks of one case.
+      InputError: no such folder, one of predictions, no mask in it, two masks of one case, or
+        several raters in some folders alone.
     """
     raters: dict[str, dict[str, Path]] = {}
     for root in roots:
@@ -121,6 +143,11 @@ def find_references(roots: Sequence[str | os.PathLike], task: Task) -> dict[str,
             for case in masks.keys() & found.keys():
                 raise InputError(f"{found[case]} and {masks[case]}: two references of one case")
             found.update(masks)
+    if _SINGLE in raters and len(raters) > 1:
+        raise InputError(
+            f"{' and '.join(map(str, roots))}: some have masks_<rater>/, others a single mask per "
+            "case; score them apart"
+        )
     return raters
 
 
@@ -145,7 +172,7 @@ def _references_in(root: Path, task: Task) -> dict[str, dict[str, Path]]:
         merged: dict[str, Path] = {}
         for folder in reversed(folders):
             merged |= imaging.files_by_stem(folder, suffixes)
-        raters = {"reference": merged}
+        raters = {_SINGLE: merged}
     else:
         raters = {
             folder.name.removeprefix("masks_"): imaging.files_by_stem(folder, suffixes)

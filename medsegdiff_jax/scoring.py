@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Evaluation:
       nsd_tolerance: of the NSD, in the same unit.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
       folders: case -> the folder of its prediction.
+      dice_of_folders: folder -> Dice of its cases, their mean over the classes; {} of one folder.
       run: what was scored: the folders of predictions, those of the references that were read, what
         these were fused to, and how the predictions were made.
       worst: pictures of the cases with the lowest Dice.
@@ -82,6 +83,7 @@ class Evaluation:
     nsd_tolerance: float
     uncertainty: Uncertainty
     folders: dict[str, str]
+    dice_of_folders: dict[str, Summary]
     run: dict[str, Any]
     worst: list[html_report.Figure]
 
@@ -139,6 +141,7 @@ def evaluate(
         nsd_tolerance=nsd_tolerance,
         uncertainty=uncertainty_scoring.collect(doubts, errors, policy, groups),
         folders={case: one.folder for case, one in files.items()},
+        dice_of_folders=_dice_of_folders(scores, files, policy, groups),
         run=_what_was_scored(found, raters),
         worst=[
             _picture(score, policy, files[score.case], raters, task)
@@ -147,26 +150,48 @@ def evaluate(
     )
 
 
+def _dice_of_folders(
+    scores: Sequence[CaseScore],
+    cases: Mapping[str, PredictedCase],
+    policy: str,
+    groups: Mapping[str, str],
+) -> dict[str, Summary]:
+    """See `Evaluation.dice_of_folders`."""
+    found: dict[str, dict[str, float]] = {}
+    for case, dice in aggregate.dice_of_cases(scores, policy).items():
+        found.setdefault(cases[case].folder, {})[case] = dice
+    if len(found) == 1:
+        return {}
+    return {
+        folder: aggregate.summarize(
+            list(dice.values()), [groups[case] for case in dice] if groups else None
+        )
+        for folder, dice in found.items()
+    }
+
+
 def _what_was_scored(
     predictions: Predictions, raters: dict[str, dict[str, Path]]
 ) -> dict[str, Any]:
     """See `Evaluation.run`."""
     references = {path.parent for masks in raters.values() for path in masks.values()}
+    counts = {sum(case in masks for masks in raters.values()) for case in predictions.cases}
     return {
         "predictions": list(dict.fromkeys(one.folder for one in predictions.cases.values())),
         "references": sorted(map(str, references)),
-        "compared with": _fused(len(raters), predictions.task),
+        "compared with": _fused(min(counts), max(counts), predictions.task),
         **predictions.made,
     }
 
 
-def _fused(raters: int, task: Task) -> str:
-    """What `fusion.majority` makes of the raters, in words."""
-    if raters == 1:
+def _fused(fewest: int, most: int, task: Task) -> str:
+    """What `fusion.majority` makes of a case's raters, of whom there are so many, in words."""
+    if most == 1:
         return "one annotation per case"
+    raters = f"{most} raters" if fewest == most else f"{fewest} to {most} raters"
     if task.one_hot:
-        return f"the most frequent class of {raters} raters"
-    return "the union of 2 raters" if raters == 2 else f"what at least half of {raters} raters mark"
+        return f"the most frequent class of {raters}"
+    return f"the union of {raters}" if most == 2 else f"what at least half of {raters} mark"
 
 
 def check_output(output: str | os.PathLike, *sources: str | os.PathLike) -> None:
@@ -233,15 +258,14 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         "references_without_prediction": evaluation.unscored,
         "groups": len(set(evaluation.groups.values())) or None,
         "classes": aggregate.as_dicts(evaluation.table),
-        "dice_of_folders": {
-            folder: dataclasses.asdict(dice)
-            for folder, dice in dice_of_folders(evaluation, policy).items()
-        },
     }
+    several = evaluation.dice_of_folders
+    if several:
+        rows_of_folders = {folder: {"dice": dice} for folder, dice in several.items()}
+        summary["folders"] = aggregate.as_dicts(rows_of_folders)
     if doubt:
         summary["uncertainty"] = uncertainty_scoring.to_json(doubt)
     raters = dict.fromkeys(rater for row in doubt.rater_dice.values() for rater in row)
-    several = len(summary["dice_of_folders"]) > 1
     rows = [
         {
             "case": score.case,
@@ -288,18 +312,6 @@ def _write_plots(
     return [html_report.Figure(title, folder / name, _ALT[name]) for title, name, *_ in wanted]
 
 
-def dice_of_folders(evaluation: Evaluation, policy: str) -> dict[str, Summary]:
-    """Folder of predictions -> Dice of its cases, their mean over the classes."""
-    scores: dict[str, list[CaseScore]] = {}
-    for score in evaluation.scores:
-        scores.setdefault(evaluation.folders[score.case], []).append(score)
-    tables = {
-        folder: aggregate.table(found, policy, evaluation.groups or None)
-        for folder, found in scores.items()
-    }
-    return {folder: list(table.values())[-1]["dice"] for folder, table in tables.items()}
-
-
 def format_table(evaluation: Evaluation) -> str:
     """A line per class: mean [95% interval] of some metrics, and the number of cases.
 
@@ -314,11 +326,10 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def format_folders(evaluation: Evaluation, policy: str) -> str:
-    """A line per folder of predictions, if there are several: its mean Dice."""
-    folders = dice_of_folders(evaluation, policy)
-    lines = [f"{name}: Dice {_cell(dice)} of {dice.n_cases}" for name, dice in folders.items()]
-    return "\n".join(lines) if len(lines) > 1 else ""
+def format_folders(evaluation: Evaluation) -> str:
+    """A line per folder of predictions, if there are several: the Dice of its cases."""
+    rows = evaluation.dice_of_folders.items()
+    return "\n".join(f"{folder}: Dice {_cell(dice)} of {dice.n_cases}" for folder, dice in rows)
 
 
 def _cell(row: Summary) -> str:

@@ -92,9 +92,9 @@ class Segmenter:
     calibrated otherwise.
     """
 
-    def __init__(self, *models: LoadedModel):
+    def __init__(self, loaded: LoadedModel, *more: LoadedModel):
         """Takes what `checkpoint.load_models` returns; `load` is the usual way in."""
-        loaded, alone = models[0], len(models) == 1
+        models, alone = [loaded, *more], not more
         config = loaded.config
         self.task, self.config = loaded.task, config
         self.description = "; ".join(model.description for model in models)
@@ -115,14 +115,14 @@ class Segmenter:
         self._paths: dict[tuple, denoiser.PathFn] = {}
 
     @classmethod
-    def load(cls, *paths: str | os.PathLike) -> "Segmenter":
+    def load(cls, path: str | os.PathLike, *more: str | os.PathLike) -> "Segmenter":
         """From workdirs of train.py, checkpoints in them, or exported folders.
 
         Raises:
           InputError: there is no model at a path, it is damaged, or it does not belong with the
             first (see `checkpoint.load_models`).
         """
-        return cls(*load_models(paths))
+        return cls(*load_models([path, *more]))
 
     def __call__(
         self,
@@ -192,6 +192,12 @@ class Segmenter:
     def most_members(self, settings: Settings) -> int:
         """Samples per image of all trainings together; the most of them if there is a tolerance."""
         return settings.members * len(self.params)
+
+    def drawn_at_once(self, settings: Settings) -> int:
+        """Samples of each training per call of the compiled ensemble."""
+        if not settings.tolerance:
+            return settings.members
+        return min(settings.members, -(-settings.member_chunk // len(self.params)))
 
     def temperature_of(self, settings: Settings) -> float:
         """What scales the probabilities, not the masks; 1 if it is votes that are fused."""
@@ -314,7 +320,7 @@ class Segmenter:
         fields = ("steps", "sampler", "member_chunk", "mirror")
         chosen = {field: getattr(settings, field) for field in fields}
         mesh = sampling_mesh(self._batch(settings), self._devices)
-        members = settings.drawn_at_once
+        members = self.drawn_at_once(settings)
         if settings.tolerance:
             members += -members % mesh.shape["model"]  # the devices draw these anyway
         key = (mesh.axis_sizes, members, *chosen.values())

@@ -46,11 +46,6 @@ class Settings:
     decision: str = "probable"
     mirror: bool = False
 
-    @property
-    def drawn_at_once(self) -> int:
-        """Members per call of the compiled ensemble."""
-        return min(self.members, self.member_chunk) if self.tolerance else self.members
-
     def changed(self, **changes: Any) -> "Settings":
         """These settings with changes (None = unchanged).
 

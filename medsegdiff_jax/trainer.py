@@ -111,6 +111,8 @@ def train(config: Any, workdir: str) -> TrainState:
       FloatingPointError: the loss is not finite.
     """
     check_config(config)
+    begins = bool(config.init_from) and not has_checkpoint(workdir)
+    start = load_start(config.init_from, config) if begins else None
     mesh = training_mesh(config.model_shards, jax.devices())
     dataset = input_pipeline.load(config.data)
     _log.info("%s", dataset.report)
@@ -119,8 +121,6 @@ def train(config: Any, workdir: str) -> TrainState:
     objective = losses.build(config.loss)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
     validation = Validation(config, dataset, model, diffusion)
-    begins = bool(config.init_from) and not has_checkpoint(workdir)
-    start = load_start(config.init_from, config) if begins else None
     metadata = prepare_workdir(config, dataset, Path(workdir))
     # SIGTERM is also waited for while the last checkpoint is still being written.
     with (

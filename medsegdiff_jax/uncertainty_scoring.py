@@ -15,7 +15,7 @@ from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import Summary
 from medsegdiff_jax.metrics.calibration import BINS, BORDER_PIXELS, Calibration
 from medsegdiff_jax.metrics.ranking import Ranking
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import Task
 
 _VOXELS = 1 << 17  # voxels whose votes are counted at once; bounds the memory
 
@@ -203,7 +203,6 @@ def collect(
     Raises:
       InputError: something was saved of some cases and not of others.
     """
-    _check_alike(cases)
     by_class: dict[str, list[CaseUncertainty]] = {}
     errors_of: dict[str, list[float]] = {}
     for one, error in zip(cases, errors, strict=True):
@@ -242,15 +241,6 @@ def collect(
         for part in (table, sums, ranking, agreement, first)
     )
     return Uncertainty(list(cases), *parts)
-
-
-def _check_alike(cases: Sequence[CaseUncertainty]) -> None:
-    for one in cases:
-        if one.values.keys() != cases[0].values.keys():
-            raise InputError(
-                f"{one.case}: has other files (members, probability) than {cases[0].case}; sample "
-                "all cases with the same --save"
-            )
 
 
 def _groups_of(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
     path = workdir / "config.json"
     if path.exists():
         earlier = json.loads(path.read_text())
-        before, now = (flatten_dict(one, sep=".") for one in (earlier["config"], stored))
+        before, now = (_comparable(one) for one in (earlier["config"], stored))
         for field in sorted(now.keys() | before):
             if field.partition(".")[0] not in _IDENTITY or field in _NO_IDENTITY:
                 continue
@@ -68,6 +69,14 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
         atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
     hosts.wait_for_all("config written")
     return metadata
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config; a path that counts, in one spelling."""
+    fields = flatten_dict(config, sep=".")
+    if fields.get("init_from"):
+        fields["init_from"] = os.path.realpath(fields["init_from"])
+    return fields
 
 
 def check_hosts(workdir: Path, metadata: Mapping[str, Any]) -> None:

@@ -234,6 +234,14 @@ def table(
     }
 
 
+def dice_of_cases(scores: Iterable[CaseScore], policy: str) -> dict[str, float]:
+    """Case -> its Dice, the mean over its (valid) classes; NaN without any."""
+    by_case: dict[str, list[dict[str, float]]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(apply_policy(score, policy))
+    return {case: _valid_mean(group, "dice") for case, group in by_case.items()}
+
+
 def as_dicts(summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:
     """Summaries by name and metric as plain dictionaries, for JSON; NaN still in them."""
     return {

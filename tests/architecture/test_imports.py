@@ -19,6 +19,7 @@ LAYERS = {
     "types": 0,
     "atomic": 0,
     "version": 0,
+    "trees": 0,
     "augment": 1,
     "cli": 1,
     "fusion": 1,

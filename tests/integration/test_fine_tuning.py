@@ -96,12 +96,14 @@ def test_how_the_network_is_computed_may_change(unet_config, source):
 
 
 def test_a_start_that_is_no_model_is_refused(unet_config, tmp_path):
-    with pytest.raises(InputError, match="nowhere: no such folder"):
+    with pytest.raises(InputError, match=r"config field init_from: .*nowhere: no such folder"):
         trainer.train(starting_from(unet_config, tmp_path / "nowhere"), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_another_start_is_another_run(unet_config, source, tmp_path):
     trainer.train(starting_from(unet_config, source), str(tmp_path / "run"))
+    other_spelling = f"{source.parent}/../{source.parent.name}/{source.name}/"
+    trainer.train(starting_from(unet_config, other_spelling), str(tmp_path / "run"))
     with pytest.raises(InputError, match="config field init_from: .* differs from this run's"):
         trainer.train(starting_from(unet_config, ""), str(tmp_path / "run"))

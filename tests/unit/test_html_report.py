@@ -57,7 +57,7 @@ def summary(**more):
     undefined = dict.fromkeys(row, math.nan) | {"n_valid": 0, "n_cases": 3}
     return {
         "version": "1.2.3",
-        "run": {"predictions": f"runs/{NASTY}", "sampling": {"members": 10, "steps": 10}},
+        "run": {"predictions": [f"runs/{NASTY}"], "sampling": {"members": 10, "steps": 10}},
         "spacing": [1.0, 1.0],
         "nsd_tolerance": 2.0,
         "empty_mask_policy": "strict",

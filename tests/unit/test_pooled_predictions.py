@@ -25,8 +25,8 @@ def write_mask(path, columns):
     imaging.write_png(path, mask.astype(np.uint8))
 
 
-def write_run(folder, cases, **changes):
-    entries = {case: {"files": {"mask": f"{case}.png"}} for case in cases}
+def write_run(folder, cases, also="mask", **changes):
+    entries = {case: {"files": dict.fromkeys(("mask", also), f"{case}.png")} for case in cases}
     made = {"checkpoint": f"of {folder.name}", "sampling": {"steps": 10}, "task": TASK.to_json()}
     atomic.write_json(folder / "run.json", {**made, "cases": entries, **changes})
 
@@ -60,12 +60,16 @@ def test_every_case_counts_once_whatever_its_folder(folds, tmp_path):
     with (tmp_path / "report" / "per_case.csv").open() as file:
         of_case = {row["case"]: row["predictions"] for row in csv.DictReader(file)}
     assert of_case == {c: str(f) for f in predictions for c in FOLDS[f.name]}
-    stored = json.loads((tmp_path / "report" / "metrics.json").read_text())["dice_of_folders"]
+    stored = json.loads((tmp_path / "report" / "metrics.json").read_text())["folders"]
     for folder in predictions:
         own = [DICE[case] for case in FOLDS[folder.name]]
-        assert stored[str(folder)]["mean"] == pytest.approx(np.mean(own))
-        assert stored[str(folder)]["n_cases"] == len(own)
-    first, second = scoring.format_folders(result, "strict").splitlines()
+        assert stored[str(folder)]["dice"]["mean"] == pytest.approx(np.mean(own))
+        assert stored[str(folder)]["dice"]["n_cases"] == len(own)
+    # Its two cases are of one group.
+    assert stored[str(predictions[0])]["dice"]["low"] is None
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "0.8333" in page and f"Evaluation of 2 folders, {predictions[0]} first" in page
+    first, second = scoring.format_folders(result).splitlines()
     assert first.startswith(f"{predictions[0]}: Dice 0.8333 [") and first.endswith("of 2")
     assert second.startswith(f"{predictions[1]}: Dice 0.5000 [") and second.endswith("of 3")
 
@@ -73,7 +77,7 @@ def test_every_case_counts_once_whatever_its_folder(folds, tmp_path):
 def test_one_folder_is_scored_as_before(folds, tmp_path):
     (predictions, _), (references, _) = folds
     result = scoring.evaluate([predictions], [references], None, "strict", 2.0)
-    assert scoring.format_folders(result, "strict") == ""
+    assert scoring.format_folders(result) == "" and not result.dice_of_folders
     scoring.write_report(result, tmp_path / "report", "strict")
     assert "predictions" not in (tmp_path / "report" / "per_case.csv").read_text().splitlines()[0]
 
@@ -98,11 +102,15 @@ def test_a_case_has_one_prediction(folds):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sampling", {"steps": 0}), ("task", Task(("disc",), (255,), True, 1).to_json())],
+    [
+        ("sampling.steps", {"sampling": {"steps": 0}}),
+        ("task.classes", {"task": Task(("disc",), (255,), True, 1).to_json()}),
+        ("trainings", {"trainings": 3}),
+    ],
 )
 def test_folders_that_were_made_otherwise_are_not_pooled(folds, field, value):
     predictions, references = folds
-    write_run(predictions[1], FOLDS["fold1"], **{field: value})
+    write_run(predictions[1], FOLDS["fold1"], **value)
     with pytest.raises(InputError, match=f"fold1: was made with another {field} than .*fold0"):
         scoring.evaluate(predictions, references, None, "strict", 2.0)
 
@@ -110,8 +118,59 @@ def test_folders_that_were_made_otherwise_are_not_pooled(folds, field, value):
 def test_all_cases_have_a_group_or_none_has(folds):
     predictions, references = folds
     (references[1] / "groups.csv").unlink()
-    with pytest.raises(InputError, match=r"fold0/groups\.csv: has no line for case c and 2 more"):
+    message = (
+        r"fold0/groups\.csv: has no line for case c and 2 more; there is no .*fold1/groups\.csv"
+    )
+    with pytest.raises(InputError, match=message):
         scoring.evaluate(predictions, references, None, "strict", 2.0)
+
+
+def test_a_case_may_have_its_group_in_several_files(folds):
+    predictions, references = folds
+    lines = [(folder / "groups.csv").read_text() for folder in references]
+    (references[0] / "groups.csv").write_text(lines[0] + lines[1].removeprefix("name,group"))
+    assert scoring.evaluate(predictions, references, None, "strict", 2.0).groups["c"] == "q"
+    (references[0] / "groups.csv").write_text(lines[0] + "\nc,p")
+    with pytest.raises(InputError, match=r"fold1/groups\.csv: group of case c is q, elsewhere p"):
+        scoring.evaluate(predictions, references, None, "strict", 2.0)
+
+
+@pytest.mark.parametrize("kind", ["members", "probability"])
+@pytest.mark.parametrize("fold", [0, 1])
+def test_what_was_saved_is_the_same_in_all_folders(folds, kind, fold):
+    predictions, references = folds
+    cases = FOLDS[predictions[fold].name]
+    write_run(predictions[fold], cases, also=kind)
+    with pytest.raises(InputError, match="fold1: c has other files .* than a in .*fold0"):
+        scoring.evaluate(predictions, references, None, "strict", 2.0)
+
+
+def test_probabilities_with_and_without_a_temperature_are_pointed_out(folds, caplog):
+    predictions, references = folds
+    for temperatures, said in (((1.5, 2.0), False), ((1.0, 1.0), False), ((1.0, 2.0), True)):
+        for folder, temperature in zip(predictions, temperatures, strict=True):
+            write_run(folder, FOLDS[folder.name], temperature=temperature)
+        caplog.clear()
+        scoring.evaluate(predictions, references, None, "strict", 2.0)
+        assert ("scaled by a temperature, others not" in caplog.text) == said
+
+
+def test_single_masks_and_those_of_raters_are_not_mixed(folds):
+    predictions, references = folds
+    (references[1] / "masks").rename(references[1] / "masks_anna")
+    with pytest.raises(InputError, match="some have masks_<rater>/, others a single mask"):
+        scoring.evaluate(predictions, references, None, "strict", 2.0)
+
+
+def test_the_report_counts_the_raters_of_a_case(folds):
+    predictions, references = folds
+    for folder, rater in zip(references, ("anna", "ben"), strict=True):
+        (folder / "masks").rename(folder / f"masks_{rater}")
+    found = scoring.evaluate(predictions, references, None, "strict", 2.0)
+    assert found.run["compared with"] == "one annotation per case"
+    shutil.copytree(references[0] / "masks_anna", references[0] / "masks_cleo")
+    found = scoring.evaluate(predictions, references, None, "strict", 2.0)
+    assert found.run["compared with"] == "the union of 1 to 2 raters"
 
 
 def test_raters_of_several_folders_are_those_of_all(tmp_path):

@@ -164,6 +164,23 @@ def test_a_kind_that_is_named_twice_is_written_once(run, tmp_path):
     assert entry["files"] == {"mask": "a.png", "overlay": "a_overlay.png"}
 
 
+def test_samples_of_an_earlier_call_do_not_stay_among_those_of_this(tiny_model, tmp_path):
+    segmenter, out = Segmenter(tiny_model), tmp_path / "out"
+    cases = find(folder_of(tmp_path / "scans", "a.png", "b.png"), segmenter)
+
+    def predict(members, *names):
+        chosen = {case: cases[case] for case in names}
+        settings = segmenter.choose(members=members, steps=1)
+        prediction.predict(segmenter, chosen, out, settings, ("mask", "members"))
+        return sorted(path.stem for path in out.glob("*_member_*"))
+
+    assert len(predict(3, "a", "b")) == 6
+    (out / "a_member_07.png").write_text("of the user")
+    # What is not sampled anew stays.
+    b = [f"b_member_{index:02d}" for index in range(3)]
+    assert predict(2, "a") == ["a_member_00", "a_member_01", "a_member_07", *b]
+
+
 def test_calls_for_parts_of_a_folder_add_up(tiny_model, tmp_path):
     segmenter = Segmenter(tiny_model)
     images = find(folder_of(tmp_path / "scans", "a.png", "b.png"), segmenter)

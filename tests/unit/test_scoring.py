@@ -109,16 +109,17 @@ def test_it_is_said_which_references_were_read(pictures, caplog):
 @pytest.mark.parametrize(
     ("raters", "classes", "exclusive", "words"),
     [
-        (1, 1, True, "one annotation per case"),
-        (2, 1, True, "the union of 2 raters"),
-        (2, 2, False, "the union of 2 raters"),
-        (5, 1, True, "what at least half of 5 raters mark"),
-        (2, 2, True, "the most frequent class of 2 raters"),
+        ((1, 1), 1, True, "one annotation per case"),
+        ((2, 2), 1, True, "the union of 2 raters"),
+        ((2, 2), 2, False, "the union of 2 raters"),
+        ((5, 5), 1, True, "what at least half of 5 raters mark"),
+        ((1, 5), 1, True, "what at least half of 1 to 5 raters mark"),
+        ((2, 2), 2, True, "the most frequent class of 2 raters"),
     ],
 )
 def test_what_raters_are_fused_to_is_said(raters, classes, exclusive, words):
     task = Task(("a", "b")[:classes], (1, 2)[:classes], exclusive, 1)
-    assert scoring._fused(raters, task) == words
+    assert scoring._fused(*raters, task) == words
 
 
 def test_masks_of_members_are_made_one_by_one(pictures, monkeypatch):

@@ -177,7 +177,7 @@ def test_an_image_gets_the_members_it_needs_whatever_it_is_sampled_with(
 ):
     def drawing(settings):
         def draw(params, image, case, seed, first):
-            numbers = np.asarray(first) + np.arange(settings.drawn_at_once)[:, None]
+            numbers = np.asarray(first) + np.arange(segmenter.drawn_at_once(settings))[:, None]
             pairs = np.broadcast_to(np.asarray(case), numbers.shape), numbers
             members = [
                 [jittered(*one) for one in zip(*row, strict=True)]

@@ -77,6 +77,8 @@ def test_samples_of_the_trainings_take_turns_each_with_a_seed_of_its_own(
 
 def test_a_tolerance_counts_the_members_of_all(together):
     (ours, _), results = drawn(together, members=8, tolerance=0.9, member_chunk=2)
+    assert together.drawn_at_once(together.choose(members=8, tolerance=0.9, member_chunk=5)) == 2
+    assert together.drawn_at_once(together.choose(members=8, member_chunk=5)) == 8
     # The first has nothing before it; then ten, of this training and that, change little.
     assert {result.fused_members for result in results} == {11}
     (fixed, _), _ = drawn(together, members=4)
@@ -123,6 +125,7 @@ def loading(monkeypatch, models):
 )
 def test_another_network_or_preparation_does_not_belong(models, monkeypatch, field, value):
     others = [models[0], models[1], changed(models[2], field, value)]
+    assert len(loading(monkeypatch, others[:2])) == 2
     with pytest.raises(InputError, match=f"run2: has another {field} than run0"):
         loading(monkeypatch, others)
 
@@ -137,7 +140,13 @@ def test_another_task_does_not_belong(models, monkeypatch):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("seed", 7), ("data.fold", 2), ("data.path", "elsewhere"), ("sampling.batch_size", 2)],
+    [
+        ("seed", 7),
+        ("data.fold", 2),
+        ("data.path", "elsewhere"),
+        ("model.remat", True),
+        ("sampling.batch_size", 2),
+    ],
 )
 def test_seeds_data_and_training_may_differ(models, monkeypatch, field, value):
     others = [models[0], changed(models[1], field, value)]

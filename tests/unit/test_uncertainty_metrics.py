@@ -1,6 +1,5 @@
 """Distribution, calibration and ranking against closed forms, and what scoring makes of them."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -255,15 +254,6 @@ def test_the_vote_of_the_first_members_is_decided_as_everywhere(task, monkeypatc
         for index in range(2):
             ours, own = (class_mask(labels, task, index) for labels in (fused, reference))
             assert found[index][n - 1] == pytest.approx(float(metrics.dice(ours, own)))
-
-
-@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-def test_cases_of_which_other_things_were_saved_are_named(order):
-    whole, bare = case("whole", 0.5), case("bare", 0.5)
-    without = {"region_entropy": bare.values["region_entropy"]}
-    both = [whole, dataclasses.replace(bare, values=without)]
-    with pytest.raises(InputError, match="(bare|whole): has other files.*than (bare|whole)"):
-        uncertainty_scoring.collect([both[index] for index in order], [0.1, 0.2], "strict")
 
 
 def test_less_agreement_is_more_doubt_and_empty_raters_follow_the_policy():
