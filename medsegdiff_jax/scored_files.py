@@ -45,7 +45,7 @@ class Predictions:
       task: what was segmented.
       cases: name -> what was saved of it.
       made: how, as far as run.json says: "checkpoint", "checkpoint_sha256" (of several folders
-        joined by "; "), "trainings" and "sampling".
+        joined by "; "), "sampling" and, if an ensemble is of several, "trainings".
     """
 
     task: Task
@@ -79,7 +79,8 @@ def read_predictions(folders: Sequence[str | os.PathLike]) -> Predictions:
         for field in ("checkpoint", "checkpoint_sha256")
         if all(field in run for run, _ in runs)
     }
-    made |= {field: first[field] for field in ("trainings", "sampling") if field in first}
+    made |= {"trainings": first["trainings"]} if first.get("trainings", 1) > 1 else {}
+    made |= {"sampling": first["sampling"]} if "sampling" in first else {}
     return Predictions(Task.from_json(first["task"]), cases, made)
 
 

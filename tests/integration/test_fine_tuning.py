@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from medsegdiff_jax import checkpoint, fine_tuning, trainer
+from medsegdiff_jax import checkpoint, export, fine_tuning, trainer
 from medsegdiff_jax.types import InputError
 from tests.runs import disc_config
 
@@ -51,6 +51,9 @@ def test_it_starts_from_the_averaged_weights(unet_config, source, tmp_path, capl
     shutil.rmtree(source)
     unet_config.num_steps = 2
     assert int(trainer.train(unet_config, str(tmp_path / "run")).step) == 2
+
+    export.export(tmp_path / "run", tmp_path / "exported")  # for others, who need not know
+    assert str(source) not in (tmp_path / "exported" / "model.json").read_text()
 
 
 def test_other_classes_and_channels_begin_anew(unet_config, source, disc_folder, tmp_path, caplog):
