@@ -7,6 +7,7 @@ fingerprint). The latest and the best by validation Dice are kept. An exported f
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -194,6 +196,14 @@ def _shared(model: LoadedModel) -> dict[str, Any]:
     data = flatten_dict(model.config.data.to_dict(), sep=".")
     prepared = {field: data.get(field) for field in _PREPARED}
     return {**network_of(model.config), "data": prepared, "task": model.task.to_json()}
+
+
+def digest(params: Params | Sequence[Params]) -> str:
+    """SHA-256 of all arrays, in the order of the tree."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(params)):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ For every case its mask, and on request its probability, uncertainty, overlay an
 or, for volumes, NIfTI. `run.json` says how all of it was made and lists the cases that are done.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from medsegdiff_jax import atomic, display, picture_output, plots, volume_output
+from medsegdiff_jax.checkpoint import digest
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.result_files import SAVE, CaseFiles, check_names
 from medsegdiff_jax.segmenter import Segmenter
@@ -309,16 +309,13 @@ def _made_of(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
 
 def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
     """The head of run.json: everything that the predictions depend on; no case yet."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(segmenter.params)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
         "version": __version__,
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "checkpoint": segmenter.description,
         "trainings": len(segmenter.params),
-        "checkpoint_sha256": digest.hexdigest(),
+        "checkpoint_sha256": digest(segmenter.params),
         "temperature": segmenter.temperature,
         "sampling": {k: v for k, v in vars(settings).items() if k not in _MOVE_LAST_DIGITS_ONLY},
         "task": segmenter.task.to_json(),

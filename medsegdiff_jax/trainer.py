@@ -28,7 +28,7 @@ from medsegdiff_jax import (
     process,
     train_state,
 )
-from medsegdiff_jax.checkpoint import Checkpoints, LoadedModel, has_checkpoint
+from medsegdiff_jax.checkpoint import Checkpoints, LoadedModel, digest, has_checkpoint
 from medsegdiff_jax.evaluator import Validation
 from medsegdiff_jax.fine_tuning import load_start, start_from
 from medsegdiff_jax.input_pipeline import Dataset
@@ -121,7 +121,8 @@ def train(config: Any, workdir: str) -> TrainState:
     objective = losses.build(config.loss)
     optimizer = train_state.build_optimizer(config.optim, config.num_steps)
     validation = Validation(config, dataset, model, diffusion)
-    metadata = prepare_workdir(config, dataset, Path(workdir))
+    first = digest(start.params) if start else ""
+    metadata = prepare_workdir(config, dataset, Path(workdir), first)
     # SIGTERM is also waited for while the last checkpoint is still being written.
     with (
         termination() as terminated,

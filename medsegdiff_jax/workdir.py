@@ -25,8 +25,16 @@ _IDENTITY = ("seed", "init_from", "batch_size", "data", "model", "diffusion", "l
 _NO_IDENTITY = (*_READING, "model.remat")
 
 
-def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, Any]:
+def prepare_workdir(
+    config: Any, dataset: Dataset, workdir: Path, start: str = ""
+) -> dict[str, Any]:
     """Writes config.json, or checks that the run in `workdir` is this one; returns the metadata.
+
+    Args:
+      config: the whole config.
+      dataset: what it trains on.
+      workdir: made if it is missing.
+      start: digest of the weights that this process has read to start from, if any.
 
     Raises:
       InputError: `workdir` holds a run with another config or another dataset, or what
@@ -64,7 +72,7 @@ def prepare_workdir(config: Any, dataset: Dataset, workdir: Path) -> dict[str, A
                 _log.info("from here on %s=%s, not %s", field, now[field], before[field])
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    check_hosts(workdir, metadata)  # after which all have read what process 0 now replaces
+    check_hosts(workdir, metadata, start)  # after which all have read what process 0 now replaces
     if hosts.is_first():
         atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
     hosts.wait_for_all("config written")
@@ -79,14 +87,14 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def check_hosts(workdir: Path, metadata: Mapping[str, Any]) -> None:
+def check_hosts(workdir: Path, metadata: Mapping[str, Any], start: str = "") -> None:
     """Raises InputError, in every process, if they do not all make the same run on one disk."""
     config = flatten_dict(metadata["config"], sep=".")
     run = {field: value for field, value in config.items() if field not in _READING}
-    if not hosts.agree(json.dumps([metadata["version"], metadata["fingerprint"], run])):
+    if not hosts.agree(json.dumps([metadata["version"], metadata["fingerprint"], run, start])):
         raise InputError(
-            "the processes have other versions, configs or data than each other; start them with "
-            "the same flags and the same data"
+            "the processes have other versions, configs, data or first weights than each other; "
+            "start them with the same flags and the same files"
         )
     if not hosts.all_see(workdir):
         raise InputError(

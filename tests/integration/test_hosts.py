@@ -81,10 +81,10 @@ from medsegdiff_jax.types import InputError
 coordinator, process, folder = sys.argv[1:]
 hosts.initialize("on", coordinator, 2, int(process))
 
-def check(folder, config, fingerprint="0"):
+def check(folder, config, fingerprint="0", start=""):
     try:
         metadata = {"version": "1", "config": config, "fingerprint": fingerprint}
-        workdir.check_hosts(Path(folder), metadata)
+        workdir.check_hosts(Path(folder), metadata, start)
         print("said: the same")
     except InputError as error:
         print("said:", error)
@@ -92,6 +92,7 @@ def check(folder, config, fingerprint="0"):
 check(folder, {"data": {"path": process}, "seed": 1})
 check(folder, {"data": {"path": process}, "seed": int(process)})
 check(folder, {"seed": 1}, process)
+check(folder, {"seed": 1}, start=process)
 check(f"{folder}/{process}", {"seed": 1})
 check(folder, {"seed": 1})
 """
@@ -102,12 +103,12 @@ def test_processes_that_do_not_belong_together_say_so(tmp_path):
         (tmp_path / process).mkdir()
     shared = ("-c", CHECKING, f"localhost:{free_port()}")
     outcomes = run_together([(*shared, process, str(tmp_path)) for process in "01"])
-    different = "the processes have other versions, configs or data than each other"
+    different = "the processes have other versions, configs, data or first weights than each other"
     for process, (said, _) in zip("01", outcomes, strict=True):
         lines = [line.partition("said: ")[2] for line in said.splitlines() if "said: " in line]
-        first, config, data, disk, last = lines
+        first, config, data, start, disk, last = lines
         assert first == last == "the same"
-        assert config.startswith(different) and data.startswith(different)
+        assert all(one.startswith(different) for one in (config, data, start))
         assert disk.startswith(f"{tmp_path / process}: not every process sees what process 0 write")
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["0", "1"]  # no mark is left
 
