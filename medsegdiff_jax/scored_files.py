@@ -137,18 +137,18 @@ def find_references(roots: Sequence[str | os.PathLike], task: Task) -> dict[str,
       InputError: no such folder, one of predictions, no mask in it, two masks of one case, or
         several raters in some folders alone.
     """
-    raters: dict[str, dict[str, Path]] = {}
-    for root in roots:
-        for rater, masks in _references_in(Path(root), task).items():
-            found = raters.setdefault(rater, {})
-            for case in masks.keys() & found.keys():
-                raise InputError(f"{found[case]} and {masks[case]}: two references of one case")
-            found.update(masks)
-    if _SINGLE in raters and len(raters) > 1:
+    of_roots = [_references_in(Path(root), task) for root in roots]
+    if len({found.keys() == {_SINGLE} for found in of_roots}) > 1:
         raise InputError(
             f"{' and '.join(map(str, roots))}: some have masks_<rater>/, others a single mask per "
             "case; score them apart"
         )
+    raters: dict[str, dict[str, Path]] = {}
+    for rater, masks in (item for found in of_roots for item in found.items()):
+        known = raters.setdefault(rater, {})
+        for case in masks.keys() & known.keys():
+            raise InputError(f"{known[case]} and {masks[case]}: two references of one case")
+        known.update(masks)
     return raters
 
 
