@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,21 @@ def command(*words: str) -> None:
     print("$ python", *words, flush=True)
     if subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
         raise InputError(f"{words[0]} failed, see above; the same command goes on from there")
+
+
+def sample_and_score(
+    checkpoints: Sequence[str | Path], cases: Path, sampling: Sequence[str], predictions: Path
+) -> None:
+    """Segments a folder of `python -m data`, and scores that in `predictions`/score.
+
+    Raises:
+      InputError: a command failed.
+    """
+    models = [f"--checkpoint={one}" for one in checkpoints]
+    command("sample.py", *models, f"--input={cases}", f"--output={predictions}",
+            "--save=mask,probability,uncertainty,members", *sampling)  # fmt: skip
+    command("evaluate.py", f"--predictions={predictions}", f"--references={cases}",
+            f"--output={predictions / 'score'}")  # fmt: skip
 
 
 def values_of_cases(path: Path, column: str, digits: int) -> dict[str, float]:

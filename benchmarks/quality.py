@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks.commands import command, values_of_cases
+from benchmarks.commands import command, sample_and_score, values_of_cases
 from benchmarks.network_cost import cost
 from benchmarks.provenance import ROOT, hardware, versions
 from benchmarks.quality_table import table, write_into
@@ -149,11 +149,7 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
     if not (score / "metrics.json").exists():
         command("train.py", *run.training, f"--workdir={workdir}")
         command("-m", "data", *run.training, f"--split={run.split}", f"--output={cases}")
-        command("sample.py", f"--checkpoint={workdir}", f"--input={cases}",
-                f"--output={predictions}", "--save=mask,probability,uncertainty,members",
-                *run.sampling)  # fmt: skip
-        command("evaluate.py", f"--predictions={predictions}", f"--references={cases}",
-                f"--output={score}")  # fmt: skip
+        sample_and_score([workdir], cases, run.sampling, predictions)
     done = json.loads((predictions / "run.json").read_text())
     ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
     count = ensemble and run.split == "test"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.commands import command, values_of_cases
+from benchmarks.commands import sample_and_score, values_of_cases
 from benchmarks.provenance import write
 from benchmarks.quality_table import paired_difference
 from medsegdiff_jax import cli
@@ -51,11 +51,7 @@ def score(checkpoints: list[str], cases: Path, sampling: list[str], folder: Path
     """Samples and scores one ensemble; its members, seconds, calibration and values of cases."""
     results = folder / "score"
     if not (results / "metrics.json").exists():
-        models = [f"--checkpoint={one}" for one in checkpoints]
-        command("sample.py", *models, *sampling, f"--input={cases}", f"--output={folder}",
-                "--save=mask,probability,members")  # fmt: skip
-        command("evaluate.py", f"--predictions={folder}", f"--references={cases}",
-                f"--output={results}")  # fmt: skip
+        sample_and_score(checkpoints, cases, sampling, folder)
     done = json.loads((folder / "run.json").read_text())["cases"].values()
     doubt = json.loads((results / "metrics.json").read_text())["uncertainty"]
     at_border = [one["border"]["ece"] for one in doubt["calibration"].values()]

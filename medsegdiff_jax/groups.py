@@ -24,23 +24,23 @@ def read_groups(folders: Iterable[str | os.PathLike], cases: Collection[str]) ->
       cases: those that must be in one of them. They may name more.
 
     Raises:
-      InputError: a file has no columns "name" (of a case) and "group", lacks a case's group, or is
-        not UTF-8, or has a case twice; a case is in none of the files, or has two groups.
+      InputError: a file has no columns "name" (of a case) and "group", lacks a case's group, is not
+        UTF-8, or has a case twice; a case is in none of the files, or has two groups.
     """
     paths = [Path(folder) / FILE for folder in folders]
+    present = [path for path in paths if path.is_file()]
     groups: dict[str, str] = {}
-    for path in paths:
-        for case, group in _read(path).items() if path.is_file() else ():
+    for path in present:
+        for case, group in _read(path).items():
             if groups.setdefault(case, group) != group:
                 raise InputError(
                     f"{path}: group of case {case} is {group}, elsewhere {groups[case]}"
                 )
-    known = any(path.is_file() for path in paths)
-    missing = [case for case in cases if case not in groups] if known else []
+    missing = [case for case in cases if case not in groups] if present else []
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        where = " and ".join(str(path) for path in paths if path.is_file())
-        bare = "".join(f"; there is no {path}" for path in paths if not path.is_file())
+        where = " and ".join(map(str, present))
+        bare = "".join(f"; there is no {path}" for path in paths if path not in present)
         raise InputError(f"{where}: has no line for case {missing[0]}{more}{bare}")
     return groups
 

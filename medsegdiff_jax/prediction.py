@@ -88,8 +88,8 @@ def predict(
     if not task.modalities:
         settings = settings.for_cases(len(cases))
     _warn_of_temperature(segmenter, settings)
-    run, earlier = describe(segmenter, settings), _earlier(folder).get("cases", {})
-    left = _begin(folder, run, cases, save)
+    run = describe(segmenter, settings)
+    left, earlier = _begin(folder, run, cases, save)
     made_of = {case: _made_of(paths, folder) for case, paths in left.items()}
     unread: list[InputError] = []
     if left:
@@ -142,12 +142,10 @@ def _write_each(
 
 def _remove_members(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Removes samples of an earlier call that had more: they would pass for some of this one's."""
-    both = (
-        {"files": {"members": one.get("files", {}).get("members", [])}} for one in (before, now)
-    )
-    old, new = (set(_results(one, folder)) for one in both)
-    for path in old - new if new else ():
-        path.unlink(missing_ok=True)
+    new = _files(now, "members", folder)
+    for path in _files(before, "members", folder) if new else ():
+        if path not in new:
+            path.unlink(missing_ok=True)
 
 
 def _warn_of_temperature(segmenter: Segmenter, settings: Settings) -> None:
@@ -188,8 +186,12 @@ def _warn_of_growth(growth: Sequence[float]) -> None:
 
 def _begin(
     folder: Path, run: dict[str, Any], cases: Mapping[str, tuple[Path, ...]], save: Sequence[str]
-) -> dict[str, tuple[Path, ...]]:
-    """Writes run.json with what is finished, which `run` gets too; returns what is left."""
+) -> tuple[dict[str, tuple[Path, ...]], Mapping[str, Any]]:
+    """Writes run.json with what is finished, which `run` gets too.
+
+    Returns:
+      what is left, and the cases that run.json listed before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(folder)
     if earlier.get("cases") and (fields := _differing(earlier, run)):
@@ -205,7 +207,7 @@ def _begin(
     left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
     if len(left) < len(cases):
         _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
-    return left
+    return left, earlier.get("cases", {})
 
 
 def check_save(save: Sequence[str]) -> None:
@@ -281,8 +283,13 @@ def finished(
 
 
 def _results(entry: Mapping[str, Any], folder: Path) -> list[Path]:
-    names = entry.get("files", {}).values()
-    return [folder / n for name in names for n in ([name] if isinstance(name, str) else name)]
+    return [path for what in entry.get("files", {}) for path in _files(entry, what, folder)]
+
+
+def _files(entry: Mapping[str, Any], what: str, folder: Path) -> list[Path]:
+    """Those of an entry that hold `what` (one of SAVE)."""
+    names = entry.get("files", {}).get(what, [])
+    return [folder / name for name in ([names] if isinstance(names, str) else names)]
 
 
 def _is_up_to_date(

@@ -158,8 +158,8 @@ def _dice_of_folders(
 ) -> dict[str, Summary]:
     """See `Evaluation.dice_of_folders`."""
     found: dict[str, dict[str, float]] = {}
-    for case, dice in aggregate.dice_of_cases(scores, policy).items():
-        found.setdefault(cases[case].folder, {})[case] = dice
+    for case, means in aggregate.mean_over_classes(scores, policy).items():
+        found.setdefault(cases[case].folder, {})[case] = means["dice"]
     if len(found) == 1:
         return {}
     return {

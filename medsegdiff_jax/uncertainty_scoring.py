@@ -199,9 +199,6 @@ def collect(
       policy: "strict" counts two empty masks as a Dice of 1 between rater and majority; "ignore"
         leaves them out.
       groups: case -> its group, of all cases, for the intervals; None if each is on its own.
-
-    Raises:
-      InputError: something was saved of some cases and not of others.
     """
     by_class: dict[str, list[CaseUncertainty]] = {}
     errors_of: dict[str, list[float]] = {}

@@ -211,17 +211,12 @@ def table(
     Raises:
       InputError: unknown policy.
     """
+    scores = list(scores)
     by_class: dict[str, dict[str, dict[str, float]]] = {}
-    by_case: dict[str, list[dict[str, float]]] = {}
     for score in scores:
-        values = apply_policy(score, policy)
-        by_class.setdefault(score.class_name, {})[score.case] = values
-        by_case.setdefault(score.case, []).append(values)
+        by_class.setdefault(score.class_name, {})[score.case] = apply_policy(score, policy)
     if len(by_class) > 1:
-        by_class[ALL_CLASSES] = {
-            case: {metric: _valid_mean(group, metric) for metric in METRICS}
-            for case, group in by_case.items()
-        }
+        by_class[ALL_CLASSES] = mean_over_classes(scores, policy)
     return {
         name: {
             metric: summarize(
@@ -234,12 +229,15 @@ def table(
     }
 
 
-def dice_of_cases(scores: Iterable[CaseScore], policy: str) -> dict[str, float]:
-    """Case -> its Dice, the mean over its (valid) classes; NaN without any."""
+def mean_over_classes(scores: Iterable[CaseScore], policy: str) -> dict[str, dict[str, float]]:
+    """Case -> {one of METRICS: mean over its (valid) classes, NaN without any}."""
     by_case: dict[str, list[dict[str, float]]] = {}
     for score in scores:
         by_case.setdefault(score.case, []).append(apply_policy(score, policy))
-    return {case: _valid_mean(group, "dice") for case, group in by_case.items()}
+    return {
+        case: {metric: _valid_mean(group, metric) for metric in METRICS}
+        for case, group in by_case.items()
+    }
 
 
 def as_dicts(summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def test_a_plan_for_choosing_is_scored_on_validation_cases(tmp_path, monkeypatch
         if "sample.py" in words:
             raise InputError("as far as this")
 
-    monkeypatch.setattr(quality, "command", stop)
+    for module in (commands, quality):
+        monkeypatch.setattr(module, "command", stop)
     with pytest.raises(InputError, match="as far"):
         quality.measure(run, tmp_path)
     cases = str(tmp_path / "a_validation")
