@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     result = scoring.evaluate(
         _PREDICTIONS.value, _REFERENCES.value, spacing, _EMPTY.value, _NSD_TOLERANCE.value
     )
-    written = scoring.write_report(result, _OUTPUT.value, _EMPTY.value)
+    written = scoring.write_report(result, _OUTPUT.value)
     print(scoring.format_table(result))
     if folders := scoring.format_folders(result):
         print(folders)

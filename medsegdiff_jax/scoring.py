@@ -61,12 +61,13 @@ class Evaluation:
     """All scores of a run.
 
     Attributes:
-      scores: one per case and class, before the empty-mask policy.
+      scores: one per case and class.
       table: summary per class and metric.
       unscored: references without a prediction.
       groups: case -> its group; {} if each case is on its own.
       spacing: height and width of a pixel, which distances are measured in; for volumes, words.
       nsd_tolerance: of the NSD, in the same unit.
+      policy: for empty masks.
       uncertainty: of members and probabilities, as far as they were saved, and of raters.
       folders: case -> the folder of its prediction.
       dice_of_folders: folder -> Dice of its cases, their mean over the classes; {} of one folder.
@@ -81,6 +82,7 @@ class Evaluation:
     groups: dict[str, str]
     spacing: list[float] | str
     nsd_tolerance: float
+    policy: str
     uncertainty: Uncertainty
     folders: dict[str, str]
     dice_of_folders: dict[str, Summary]
@@ -125,27 +127,27 @@ def evaluate(
     scores: list[CaseScore] = []
     doubts: list[CaseUncertainty] = []
     for case, predicted in progress(files.items(), len(files), "scoring"):
-        cases = _score_case(case, predicted, raters, task, spacing, nsd_tolerance)
-        for score, doubt in cases:
+        of_classes = _score_case(case, predicted, raters, task, spacing, nsd_tolerance, policy)
+        for score, doubt in of_classes:
             scores.append(score)
             doubts.append(doubt)
     known = {stem for masks in raters.values() for stem in masks}
     unit = "of each volume, mm" if task.modalities else list(spacing or (1.0, 1.0))
-    errors = [1 - aggregate.apply_policy(score, policy)["dice"] for score in scores]
+    errors = [1 - score.values["dice"] for score in scores]
     return Evaluation(
         scores=scores,
-        table=aggregate.table(scores, policy, groups),
+        table=aggregate.table(scores, groups),
         unscored=sorted(known - set(files)),
         groups={case: groups[case] for case in files} if groups else {},
         spacing=unit,
         nsd_tolerance=nsd_tolerance,
-        uncertainty=uncertainty_scoring.collect(doubts, errors, policy, groups),
+        policy=policy,
+        uncertainty=uncertainty_scoring.collect(doubts, errors, groups),
         folders={case: one.folder for case, one in files.items()},
-        dice_of_folders=_dice_of_folders(scores, files, policy, groups),
+        dice_of_folders=_dice_of_folders(scores, files, groups),
         run=_what_was_scored(found, raters),
         worst=[
-            _picture(score, policy, files[score.case], raters, task)
-            for score in worst_cases.choose(scores, policy)
+            _picture(score, files[score.case], raters, task) for score in worst_cases.choose(scores)
         ],
     )
 
@@ -153,12 +155,11 @@ def evaluate(
 def _dice_of_folders(
     scores: Sequence[CaseScore],
     cases: Mapping[str, PredictedCase],
-    policy: str,
     groups: Mapping[str, str],
 ) -> dict[str, Summary]:
     """See `Evaluation.dice_of_folders`."""
     found: dict[str, dict[str, float]] = {}
-    for case, means in aggregate.mean_over_classes(scores, policy).items():
+    for case, means in aggregate.mean_over_classes(scores).items():
         found.setdefault(cases[case].folder, {})[case] = means["dice"]
     if len(found) == 1:
         return {}
@@ -215,6 +216,7 @@ def _score_case(
     task: Task,
     spacing: Sequence[float] | None,
     nsd_tolerance: float,
+    policy: str,
 ) -> Iterator[tuple[CaseScore, CaseUncertainty]]:
     """The scores of each class of a case."""
     prediction, grid = scored_files.read_labels(predicted.files["mask"][0], task)
@@ -236,11 +238,13 @@ def _score_case(
             reference=masks[1],
             spacing=case_spacing,
             first=first[index],
+            policy=policy,
         )
-        yield aggregate.score_case(case, class_name, *masks, case_spacing, nsd_tolerance), doubt
+        score = aggregate.score_case(case, class_name, *masks, case_spacing, nsd_tolerance, policy)
+        yield score, doubt
 
 
-def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str) -> list[str]:
+def write_report(evaluation: Evaluation, output: str | os.PathLike) -> list[str]:
     """Writes report.html, metrics.json, per_case.csv, dice.png and the plots that have data.
 
     Returns:
@@ -253,7 +257,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
         "run": evaluation.run,
         "spacing": evaluation.spacing,
         "nsd_tolerance": evaluation.nsd_tolerance,
-        "empty_mask_policy": policy,
+        "empty_mask_policy": evaluation.policy,
         "conventions": CONVENTIONS | (uncertainty_scoring.CONVENTIONS if doubt else {}),
         "references_without_prediction": evaluation.unscored,
         "groups": len(set(evaluation.groups.values())) or None,
@@ -272,7 +276,7 @@ def write_report(evaluation: Evaluation, output: str | os.PathLike, policy: str)
             "class": score.class_name,
             **({"predictions": evaluation.folders[score.case]} if several else {}),
             **({"group": evaluation.groups[score.case]} if evaluation.groups else {}),
-            **aggregate.apply_policy(score, policy),
+            **score.values,
             "prediction_empty": int(score.prediction_empty),
             "reference_empty": int(score.reference_empty),
             **case.values,
@@ -339,7 +343,6 @@ def _cell(row: Summary) -> str:
 
 def _picture(
     score: CaseScore,
-    policy: str,
     predicted: PredictedCase,
     raters: dict[str, dict[str, Path]],
     task: Task,
@@ -349,7 +352,6 @@ def _picture(
     rated = scored_files.read_references(score.case, raters, task, prediction.shape, grid)
     return worst_cases.picture(
         score,
-        policy,
         prediction,
         fusion.majority(list(rated.values()), task),
         task,

@@ -71,10 +71,10 @@ class CaseUncertainty:
       class_name: name of the class.
       values: SAMPLE_METRICS where there are members, "region_entropy" where there is a probability.
       calibration: {"image", "border": sums over pixels} where there is a probability.
-      rater_dice: {rater who annotated it: Dice against the majority}, NaN if both are empty; {}
-        with one rater.
-      dice_of_first: Dice of the vote of the first n members, n = 1, 2, ..., NaN if it and the
-        reference are empty; [] without members.
+      rater_dice: {rater who annotated it: Dice against the majority}; {} with one rater. Of two
+        empty masks it is what counts under the policy: 1, or NaN if they are left out.
+      dice_of_first: Dice of the vote of the first n members, n = 1, 2, ..., of two empty masks the
+        same; [] without members.
     """
 
     case: str
@@ -149,7 +149,8 @@ def score_case(
     raters: Mapping[str, np.ndarray],
     reference: np.ndarray,
     spacing: Sequence[float],
-    first: Sequence[float] = (),
+    first: Sequence[float],
+    policy: str,
 ) -> CaseUncertainty:
     """All numbers of one case and class.
 
@@ -162,6 +163,7 @@ def score_case(
       reference: [...] the majority of the raters.
       spacing: pixel size along each axis.
       first: of `dice_of_first`, those of this class.
+      policy: for empty masks, see `metrics.aggregate`.
 
     Raises:
       InputError: shapes that differ, or values other than 0 and 1 in a mask.
@@ -182,13 +184,20 @@ def score_case(
         }
     agreement = {name: metrics.dice(mask, reference) for name, mask in raters.items()}
     agreement = agreement if len(raters) > 1 else {}
-    return CaseUncertainty(case, class_name, values, sums, agreement, list(first))
+    empty = 1.0 if policy == "strict" else float("nan")
+    return CaseUncertainty(
+        case,
+        class_name,
+        values,
+        sums,
+        rater_dice={name: empty if np.isnan(d) else d for name, d in agreement.items()},
+        dice_of_first=[empty if np.isnan(d) else d for d in first],
+    )
 
 
 def collect(
     cases: Sequence[CaseUncertainty],
     errors: Sequence[float],
-    policy: str,
     groups: Mapping[str, str] | None = None,
 ) -> Uncertainty:
     """Summaries over cases, class by class.
@@ -196,8 +205,6 @@ def collect(
     Args:
       cases: all cases and classes.
       errors: 1 - Dice of the fused mask of each, NaN to leave it out of the ranking.
-      policy: "strict" counts two empty masks as a Dice of 1 between rater and majority; "ignore"
-        leaves them out.
       groups: case -> its group, of all cases, for the intervals; None if each is on its own.
     """
     by_class: dict[str, list[CaseUncertainty]] = {}
@@ -222,15 +229,14 @@ def collect(
             if score in columns
         }
         ranking[name] = {score: one for score, one in ranked.items() if one is not None}
-        empty = 1.0 if policy == "strict" else float("nan")
         agreement[name] = {}
         for rater in dict.fromkeys(rater for one in group for rater in one.rater_dice):
             rated = [one for one in group if rater in one.rater_dice]
             dice = [one.rater_dice[rater] for one in rated]
-            agreement[name][rater] = _summary(dice, empty, _groups_of(rated, groups))
+            agreement[name][rater] = aggregate.summarize(dice, _groups_of(rated, groups))
         most = max(len(one.dice_of_first) for one in group)
         first[name] = [
-            _summary([one.dice_of_first[: n + 1][-1] for one in group], empty, of_group)
+            aggregate.summarize([one.dice_of_first[: n + 1][-1] for one in group], of_group)
             for n in range(most)
         ]
     parts = (
@@ -244,11 +250,6 @@ def _groups_of(
     cases: Sequence[CaseUncertainty], groups: Mapping[str, str] | None
 ) -> list[str] | None:
     return [groups[one.case] for one in cases] if groups else None
-
-
-def _summary(dice: Sequence[float], empty: float, groups: Sequence[str] | None) -> Summary:
-    """Of Dice over cases; `empty` stands for those of two empty masks, which are NaN."""
-    return aggregate.summarize([empty if np.isnan(value) else value for value in dice], groups)
 
 
 def _doubt(score: str, values: Sequence[float]) -> np.ndarray:

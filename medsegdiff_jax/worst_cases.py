@@ -10,7 +10,6 @@ from PIL import Image
 
 from medsegdiff_jax import display, imaging, volumes
 from medsegdiff_jax.html_report import Figure
-from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore
 from medsegdiff_jax.types import InputError, Task, class_mask
 
@@ -20,23 +19,22 @@ LEGEND = {"reference": display.class_color(1), "prediction": display.class_color
 _GREY = 110  # of the ground, where there is no image
 
 
-def choose(scores: Iterable[CaseScore], policy: str, count: int = WORST_CASES) -> list[CaseScore]:
-    """The `count` cases with the lowest Dice, lowest first; each once, with its worst class.
+def choose(scores: Iterable[CaseScore]) -> list[CaseScore]:
+    """The WORST_CASES cases with the lowest Dice, lowest first; each once, with its worst class.
 
-    Values that are undefined under the policy do not count; equal ones keep their order.
+    Cases that are left out (NaN) do not count; equal ones keep their order.
     """
     lowest: dict[str, tuple[float, CaseScore]] = {}
     for score in scores:
-        dice = aggregate.apply_policy(score, policy)["dice"]
+        dice = score.values["dice"]
         if not math.isnan(dice) and dice < lowest.get(score.case, (math.inf, None))[0]:
             lowest[score.case] = dice, score
     ranked = sorted(lowest.values(), key=lambda pair: pair[0])
-    return [score for _, score in ranked[:count]]
+    return [score for _, score in ranked[:WORST_CASES]]
 
 
 def picture(
     score: CaseScore,
-    policy: str,
     prediction: np.ndarray,
     reference: np.ndarray,
     task: Task,
@@ -49,7 +47,6 @@ def picture(
 
     Args:
       score: of the case and class.
-      policy: for empty masks.
       prediction: labels [H, W], or [X, Y, Z] on the grid.
       reference: labels of the same shape.
       task: says what they mean.
@@ -63,14 +60,14 @@ def picture(
     masks = [class_mask(labels, task, index) for labels in (prediction, reference)]
     if grid is None:
         ground, note = _read_ground(inputs, overlay, reference.shape)
-        return _figure(score, policy, [note], _draw(ground, masks, (1.0, 1.0)))
+        return _figure(score, [note], _draw(ground, masks, (1.0, 1.0)))
     masks = [volumes.to_slices(mask, grid, plane) for mask in masks]
     number = worst_slice(*masks)
     scan = _read_scan(inputs, task, grid, plane)
     ground, note = (None, "image not found") if scan is None else (scan[number], "")
     place = f"{plane} slice {number + 1} of {len(masks[0])}"
     png = _draw(ground, [mask[number] for mask in masks], volumes.plane_spacing(grid, plane))
-    return _figure(score, policy, [place, note], png)
+    return _figure(score, [place, note], png)
 
 
 def worst_slice(prediction: np.ndarray, reference: np.ndarray) -> int:
@@ -132,9 +129,9 @@ def _draw(
     return buffer.getvalue()
 
 
-def _figure(score: CaseScore, policy: str, notes: Sequence[str], png: bytes) -> Figure:
-    values = aggregate.apply_policy(score, policy)
-    words = [score.class_name, f"Dice {values['dice']:.4f}", f"IoU {values['iou']:.4f}", *notes]
+def _figure(score: CaseScore, notes: Sequence[str], png: bytes) -> Figure:
+    dice, iou = score.values["dice"], score.values["iou"]
+    words = [score.class_name, f"Dice {dice:.4f}", f"IoU {iou:.4f}", *notes]
     words += ["empty prediction"] * score.prediction_empty
     words += ["empty reference"] * score.reference_empty
     return Figure(

@@ -1,4 +1,4 @@
-"""From scores of single cases to the numbers of a table; the only place with an empty-mask policy.
+"""Scores of single cases, under an empty-mask policy, and the numbers of a table from them.
 
 Dice and IoU of two empty masks are 0 / 0, and a surface distance to an empty mask does not exist.
 Leaving such cases out silently rewards a model that predicts nothing; so the policy has a name:
@@ -35,35 +35,22 @@ _BATCH_ELEMENTS = 5_000_000
 
 @dataclasses.dataclass(frozen=True)
 class CaseScore:
-    """One case and class, before any policy.
+    """One case and class.
 
     Attributes:
       case: name of the case.
       class_name: name of the class.
-      dice: in [0, 1], NaN if both masks are empty.
-      iou: in [0, 1], NaN if both masks are empty.
-      sensitivity: in [0, 1], NaN if the reference is empty.
-      precision: in [0, 1], NaN if the prediction is empty.
-      hd95: in the units of the spacing, NaN if either mask is empty.
-      assd: the same.
-      nsd: in [0, 1], NaN if either mask is empty.
+      values: one of METRICS -> what counts under the policy, NaN if the case is left out; distances
+        in the units of the spacing, all else in [0, 1].
       prediction_empty: whether the predicted mask is empty.
       reference_empty: whether the reference mask is empty.
-      diagonal: length of the image diagonal in the units of the spacing.
     """
 
     case: str
     class_name: str
-    dice: float
-    iou: float
-    sensitivity: float
-    precision: float
-    hd95: float
-    assd: float
-    nsd: float
+    values: dict[str, float]
     prediction_empty: bool
     reference_empty: bool
-    diagonal: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +62,7 @@ class Summary:
       sd: standard deviation over the valid cases (n - 1); NaN below two.
       low: lower end of the 95 % bootstrap interval of the mean; NaN below two cases or groups.
       high: upper end.
-      n_valid: cases with a defined value under the policy.
+      n_valid: cases with a defined value.
       n_cases: all cases.
     """
 
@@ -94,6 +81,7 @@ def score_case(
     reference: np.ndarray,
     spacing: Sequence[float],
     nsd_tolerance: float,
+    policy: str,
 ) -> CaseScore:
     """METRICS of one case and class.
 
@@ -104,45 +92,34 @@ def score_case(
       reference: mask of the same shape.
       spacing: pixel size along each axis of the arrays.
       nsd_tolerance: distance at which surfaces still agree, in the units of the spacing.
+      policy: for empty masks, one of POLICIES.
 
     Raises:
-      InputError: different shapes, values other than 0 and 1, or a bad spacing.
+      InputError: different shapes, values other than 0 and 1, a bad spacing, or an unknown policy.
     """
+    check_policy(policy)
     distances = surface_distances(prediction, reference, spacing)
-    return CaseScore(
-        case=case,
-        class_name=class_name,
-        dice=dice(prediction, reference),
-        iou=iou(prediction, reference),
-        sensitivity=sensitivity(prediction, reference),
-        precision=precision(prediction, reference),
-        hd95=distances.hd95,
-        assd=distances.assd,
-        nsd=distances.nsd(nsd_tolerance),
-        prediction_empty=not np.any(prediction),
-        reference_empty=not np.any(reference),
-        diagonal=float(np.linalg.norm(np.asarray(np.shape(reference)) * np.asarray(spacing))),
-    )
+    values = {
+        "dice": dice(prediction, reference),
+        "iou": iou(prediction, reference),
+        "sensitivity": sensitivity(prediction, reference),
+        "precision": precision(prediction, reference),
+        "hd95": distances.hd95,
+        "assd": distances.assd,
+        "nsd": distances.nsd(nsd_tolerance),
+    }
+    empty = not np.any(prediction), not np.any(reference)
+    if policy == "strict" and any(empty):
+        diagonal = float(np.linalg.norm(np.asarray(np.shape(reference)) * np.asarray(spacing)))
+        far, near = (0.0, 1.0) if all(empty) else (diagonal, 0.0)
+        values = {metric: far if metric in DISTANCES else near for metric in METRICS}
+    return CaseScore(case, class_name, values, *empty)
 
 
 def check_policy(policy: str) -> None:
     """Raises InputError for an unknown policy."""
     if policy not in POLICIES:
         raise InputError(f"empty-mask policy: {policy!r} is not one of {', '.join(POLICIES)}")
-
-
-def apply_policy(score: CaseScore, policy: str = "strict") -> dict[str, float]:
-    """Values that count for the case, by name in METRICS; NaN = left out.
-
-    Raises:
-      InputError: unknown policy.
-    """
-    check_policy(policy)
-    if policy == "strict" and (score.prediction_empty or score.reference_empty):
-        agree = score.prediction_empty and score.reference_empty
-        far, near = (0.0, 1.0) if agree else (score.diagonal, 0.0)
-        return {metric: far if metric in DISTANCES else near for metric in METRICS}
-    return {metric: getattr(score, metric) for metric in METRICS}
 
 
 def summarize(values: Sequence[float], groups: Sequence[str] | None = None) -> Summary:
@@ -193,30 +170,24 @@ def _ratio_of_sums(sums: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarra
 
 
 def table(
-    scores: Iterable[CaseScore],
-    policy: str = "strict",
-    groups: Mapping[str, str] | None = None,
+    scores: Iterable[CaseScore], groups: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Summary]]:
     """Summary per class and metric.
 
     Args:
       scores: any number of cases and classes, in any order.
-      policy: "strict" or "ignore".
       groups: case -> its group, of all cases; None if each is a group of its own.
 
     Returns:
       {class name: {one of METRICS: Summary}}, classes in order of appearance; with several
       classes a last row ALL_CLASSES, the mean over each case's (valid) classes.
-
-    Raises:
-      InputError: unknown policy.
     """
     scores = list(scores)
     by_class: dict[str, dict[str, dict[str, float]]] = {}
     for score in scores:
-        by_class.setdefault(score.class_name, {})[score.case] = apply_policy(score, policy)
+        by_class.setdefault(score.class_name, {})[score.case] = score.values
     if len(by_class) > 1:
-        by_class[ALL_CLASSES] = mean_over_classes(scores, policy)
+        by_class[ALL_CLASSES] = mean_over_classes(scores)
     return {
         name: {
             metric: summarize(
@@ -229,11 +200,11 @@ def table(
     }
 
 
-def mean_over_classes(scores: Iterable[CaseScore], policy: str) -> dict[str, dict[str, float]]:
+def mean_over_classes(scores: Iterable[CaseScore]) -> dict[str, dict[str, float]]:
     """Case -> {one of METRICS: mean over its (valid) classes, NaN without any}."""
     by_case: dict[str, list[dict[str, float]]] = {}
     for score in scores:
-        by_case.setdefault(score.case, []).append(apply_policy(score, policy))
+        by_case.setdefault(score.case, []).append(score.values)
     return {
         case: {metric: _valid_mean(group, metric) for metric in METRICS}
         for case, group in by_case.items()

@@ -12,29 +12,15 @@ SQUARE[10:20, 10:20] = 1
 SHIFTED = np.roll(SQUARE, 5, 1)
 SPACING = (1.0, 0.5)
 DIAGONAL = np.hypot(30 * 1.0, 40 * 0.5)
+# Of dice, iou, sensitivity, precision, hd95, assd, nsd.
 WORST = (0, 0, 0, 0, DIAGONAL, DIAGONAL, 0)
+# Half of the square overlaps, and it is moved by 5 pixels of 0.5; the mean distance and the share
+# within the tolerance are by a loop over all pairs of the 36 outline pixels of each.
 MOVED = (0.5, 1 / 3, 0.5, 0.5, 2.5, 49 / 36, 16 / 36)
 
 
-def score(prediction, reference, case="a", class_name="lesion"):
-    return aggregate.score_case(case, class_name, prediction, reference, SPACING, 1.0)
-
-
-def test_score_case_is_raw():
-    both = score(EMPTY, EMPTY)
-    assert np.isnan([getattr(both, metric) for metric in aggregate.METRICS]).all()
-    one = score(EMPTY, SQUARE)
-    assert (one.dice, one.iou, one.sensitivity) == (0.0, 0.0, 0.0)
-    assert np.isnan([one.precision, one.hd95, one.assd, one.nsd]).all()
-    assert one.prediction_empty and not one.reference_empty
-    assert one.diagonal == pytest.approx(DIAGONAL)
-    real = score(SHIFTED, SQUARE)
-    # Half of the square overlaps: Dice 1/2, IoU 1/3; moved by 5 pixels of 0.5.
-    assert real.dice == 0.5 and real.iou == pytest.approx(1 / 3)
-    assert real.hd95 == pytest.approx(2.5)
-    assert real.sensitivity == real.precision == 0.5
-    # By a loop over all pairs of the 36 outline pixels of each.
-    assert real.assd == pytest.approx(49 / 36) and real.nsd == pytest.approx(16 / 36)
+def score(prediction, reference, case="a", class_name="lesion", policy="strict"):
+    return aggregate.score_case(case, class_name, prediction, reference, SPACING, 1.0, policy)
 
 
 @pytest.mark.parametrize(
@@ -48,23 +34,27 @@ def test_score_case_is_raw():
     ids=["both-empty", "prediction-empty", "reference-empty", "none-empty"],
 )
 def test_policies(prediction, reference, strict, ignore):
-    raw = score(prediction, reference)
     for policy, expected in (("strict", strict), ("ignore", ignore)):
-        values = aggregate.apply_policy(raw, policy)
-        np.testing.assert_allclose([values[m] for m in aggregate.METRICS], expected)
-    assert aggregate.apply_policy(raw) == aggregate.apply_policy(raw, "strict")
+        one = score(prediction, reference, policy=policy)
+        np.testing.assert_allclose([one.values[m] for m in aggregate.METRICS], expected)
+        assert one.prediction_empty == (prediction is EMPTY)
+        assert one.reference_empty == (reference is EMPTY)
 
 
 def test_unknown_policy():
     with pytest.raises(InputError, match="empty-mask policy: 'lenient'"):
-        aggregate.apply_policy(score(SQUARE, SQUARE), "lenient")
+        score(SQUARE, SQUARE, policy="lenient")
 
 
 def test_predicting_nothing_is_never_rewarded():
-    scores = [score(SHIFTED, SQUARE, "a"), score(EMPTY, SQUARE, "b")]
-    strict = aggregate.table(scores)["lesion"]["hd95"]
+    def hd95(policy):
+        moved = score(SHIFTED, SQUARE, "a", policy=policy)
+        nothing = score(EMPTY, SQUARE, "b", policy=policy)
+        return aggregate.table([moved, nothing])["lesion"]["hd95"]
+
+    strict = hd95("strict")
     assert strict.mean == pytest.approx((2.5 + DIAGONAL) / 2) and strict.n_valid == 2
-    ignore = aggregate.table(scores, "ignore")["lesion"]["hd95"]
+    ignore = hd95("ignore")
     assert ignore.mean == pytest.approx(2.5) and (ignore.n_valid, ignore.n_cases) == (1, 2)
 
 
@@ -99,19 +89,23 @@ def test_summary_of_equal_cases():
 
 
 def test_table_of_several_classes():
-    scores = [
-        score(SQUARE, SQUARE, "a", "disc"),
-        score(SHIFTED, SQUARE, "a", "cup"),
-        score(EMPTY, SQUARE, "b", "disc"),
-        score(EMPTY, EMPTY, "b", "cup"),
-    ]
-    strict = aggregate.table(scores)
+    def table(policy):
+        return aggregate.table(
+            [
+                score(SQUARE, SQUARE, "a", "disc", policy),
+                score(SHIFTED, SQUARE, "a", "cup", policy),
+                score(EMPTY, SQUARE, "b", "disc", policy),
+                score(EMPTY, EMPTY, "b", "cup", policy),
+            ]
+        )
+
+    strict = table("strict")
     assert list(strict) == ["disc", "cup", aggregate.ALL_CLASSES]
     assert strict["disc"]["dice"].mean == 0.5  # 1, 0
     assert strict["cup"]["dice"].mean == 0.75  # 0.5, 1
     assert strict[aggregate.ALL_CLASSES]["dice"].mean == pytest.approx((0.75 + 0.5) / 2)
     assert strict[aggregate.ALL_CLASSES]["dice"].n_cases == 2
-    ignore = aggregate.table(scores, "ignore")
+    ignore = table("ignore")
     assert ignore["cup"]["dice"].mean == 0.5 and ignore["cup"]["dice"].n_valid == 1
     assert ignore[aggregate.ALL_CLASSES]["dice"].mean == pytest.approx((0.75 + 0.0) / 2)
 

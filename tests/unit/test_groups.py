@@ -121,7 +121,7 @@ def test_intervals_are_over_the_patients_that_the_split_was_written_with(root, t
     doubts = result.uncertainty
     assert doubts.table["foreground"]["max_dice"] == drawn_together
     assert doubts.dice_of_first["foreground"] == [drawn_together] * 2
-    scoring.write_report(result, tmp_path / "report", "strict")
+    scoring.write_report(result, tmp_path / "report")
     stored = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert stored["groups"] == 3
     with (tmp_path / "report" / "per_case.csv").open(newline="") as file:

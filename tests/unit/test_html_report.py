@@ -140,9 +140,10 @@ def masks(*pixels):
     return mask.reshape(4, 4)
 
 
-def test_the_worst_cases_come_first_each_once_with_its_worst_class():
+def test_the_worst_cases_come_first_each_once_with_its_worst_class(monkeypatch):
+    monkeypatch.setattr(worst_cases, "WORST_CASES", 2)
     scores = [
-        score_case(name, kind, masks(predicted), masks(8), (1, 1), 2.0)
+        score_case(name, kind, masks(predicted), masks(8), (1, 1), 2.0, "strict")
         for name, kind, predicted in [
             ("good", "a", 8),
             ("bad", "a", 8),
@@ -150,19 +151,17 @@ def test_the_worst_cases_come_first_each_once_with_its_worst_class():
             ("middling", "a", 4),
         ]
     ]
-    chosen = worst_cases.choose(scores, "strict", count=2)
+    chosen = worst_cases.choose(scores)
     assert [(one.case, one.class_name) for one in chosen] == [("bad", "b"), ("middling", "a")]
 
 
 def test_a_worst_case_is_drawn_on_its_image_or_on_grey(tmp_path):
     labels = np.zeros((8, 12), np.uint8)
     labels[2:6, 3:9] = 1
-    score = score_case("x", "a", labels == 1, labels == 1, (1, 1), 2.0)
+    score = score_case("x", "a", labels == 1, labels == 1, (1, 1), 2.0, "strict")
     Image.fromarray(np.full((8, 12, 3), 200, np.uint8)).save(tmp_path / "x.png")
     for inputs, level, note in (([tmp_path / "x.png"], 200, False), ([], 110, True)):
-        figure = worst_cases.picture(
-            score, "strict", labels, labels, TASK, None, "axial", inputs, None
-        )
+        figure = worst_cases.picture(score, labels, labels, TASK, None, "axial", inputs, None)
         picture = np.asarray(Image.open(io.BytesIO(figure.png)))
         assert max(picture.shape) == worst_cases.PICTURE_PIXELS
         assert tuple(picture[0, 0]) == (level,) * 3

@@ -48,7 +48,7 @@ def folds(tmp_path):
 def test_every_case_counts_once_whatever_its_folder(folds, tmp_path):
     predictions, references = folds
     result = scoring.evaluate(predictions, references, None, "strict", 2.0)
-    assert {score.case: pytest.approx(score.dice) for score in result.scores} == DICE
+    assert {score.case: pytest.approx(score.values["dice"]) for score in result.scores} == DICE
     dice = result.table["lesion"]["dice"]
     assert dice.mean == pytest.approx(np.mean(list(DICE.values()))) and dice.n_cases == 5
     assert result.groups == {c: one[2] for cases in FOLDS.values() for c, one in cases.items()}
@@ -56,7 +56,7 @@ def test_every_case_counts_once_whatever_its_folder(folds, tmp_path):
     assert result.run["checkpoint"] == "of fold0; of fold1"
     assert result.run["sampling"] == {"steps": 10}
 
-    scoring.write_report(result, tmp_path / "report", "strict")
+    scoring.write_report(result, tmp_path / "report")
     with (tmp_path / "report" / "per_case.csv").open() as file:
         of_case = {row["case"]: row["predictions"] for row in csv.DictReader(file)}
     assert of_case == {c: str(f) for f in predictions for c in FOLDS[f.name]}
@@ -78,8 +78,26 @@ def test_one_folder_is_scored_as_before(folds, tmp_path):
     (predictions, _), (references, _) = folds
     result = scoring.evaluate([predictions], [references], None, "strict", 2.0)
     assert scoring.format_folders(result) == "" and not result.dice_of_folders
-    scoring.write_report(result, tmp_path / "report", "strict")
+    scoring.write_report(result, tmp_path / "report")
     assert "predictions" not in (tmp_path / "report" / "per_case.csv").read_text().splitlines()[0]
+
+
+def test_undefined_values_are_left_out_by_ignore(folds, tmp_path):
+    (predictions, _), (references, _) = folds
+    first, second = FOLDS["fold0"]
+    for path in (predictions / f"{first}.png", references / "masks" / f"{first}.png"):
+        write_mask(path, 0)
+    expected = {"strict": ((1 + DICE[second]) / 2, 2), "ignore": (DICE[second], 1)}
+    for policy, (dice, n_valid) in expected.items():
+        result = scoring.evaluate([predictions], [references], None, policy, 2.0)
+        found = result.table["lesion"]["dice"]
+        assert (found.mean, found.n_valid, found.n_cases) == (pytest.approx(dice), n_valid, 2)
+        scoring.write_report(result, tmp_path / policy)
+        stored = json.loads((tmp_path / policy / "metrics.json").read_text())
+        assert stored["empty_mask_policy"] == policy
+        with (tmp_path / policy / "per_case.csv").open(newline="") as file:
+            rows = {row["case"]: row for row in csv.DictReader(file)}
+        assert rows[first]["dice"] == {"strict": "1.0", "ignore": "nan"}[policy]
 
 
 def test_references_may_lie_in_one_folder(folds, tmp_path):

@@ -66,7 +66,7 @@ def pictures(tmp_path):
 def test_numbers_on_files_are_those_on_arrays(pictures):
     root, arrays = pictures
     result = scoring.evaluate([root / "out"], [root], None, "strict", 2.0)
-    written = scoring.write_report(result, root / "report", "strict")
+    written = scoring.write_report(result, root / "report")
     assert {"reliability.png", "risk_coverage.png", "members.png"} < set(written)
     for name in written:
         assert (root / "report" / name).stat().st_size > 500
@@ -221,10 +221,10 @@ def test_a_report_does_not_go_where_masks_are_read(pictures):
 def test_the_table_says_of_how_many_cases_a_mean_is():
     full, empty = np.ones((4, 4), bool), np.zeros((4, 4), bool)
     scores = [
-        aggregate.score_case(name, "disc", mask, full, (1.0, 1.0), 2.0)
+        aggregate.score_case(name, "disc", mask, full, (1.0, 1.0), 2.0, "ignore")
         for name, mask in (("a", full), ("b", empty))
     ]
-    table = aggregate.table(scores, "ignore", {})
+    table = aggregate.table(scores)
     evaluation = SimpleNamespace(table=table)
     dice, iou, hd95 = scoring.format_table(evaluation).splitlines()[1].split("]")[:3]
     assert "n=" not in dice + iou

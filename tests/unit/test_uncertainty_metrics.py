@@ -175,6 +175,7 @@ def case(name, probability):
         raters=raters,
         reference=raters["x"],
         spacing=(1.0, 1.0),
+        policy="strict",
     )
 
 
@@ -184,7 +185,7 @@ def test_scores_of_cases_are_collected_and_become_json(tmp_path):
     assert cases[0].calibration["image"].ece == pytest.approx(0, abs=1e-9)
     assert cases[1].calibration["image"].ece == pytest.approx(0.525)
     assert cases[0].values["ged"] == pytest.approx(0) and cases[0].rater_dice["y"] == 0.8
-    found = uncertainty_scoring.collect(cases, [0.1, 0.3], "strict")
+    found = uncertainty_scoring.collect(cases, [0.1, 0.3])
     assert found and found.table["lesion"]["sample_dice"].mean == pytest.approx(0.8)
     # Half of the two members mark the columns that one marks alone.
     assert [one.mean for one in found.dice_of_first["lesion"]] == pytest.approx([1, 0.8])
@@ -218,16 +219,18 @@ def test_without_members_probabilities_or_raters_there_is_nothing_to_report():
         raters={"x": mask},
         reference=mask,
         spacing=(1.0, 1.0),
+        first=[],
+        policy="strict",
     )
-    found = uncertainty_scoring.collect([alone], [0.0], "strict")
+    found = uncertainty_scoring.collect([alone], [0.0])
     assert not found and not found.calibration and not found.ranking and not found.dice_of_first
 
 
 def test_a_case_with_fewer_members_keeps_its_last_value():
-    def scored(samples, reference):
+    def scored(samples, reference, policy="strict"):
         return uncertainty_scoring.score_case(
             "a", "lesion", samples=samples, probability=None, raters={"x": reference},
-            reference=reference, spacing=(1.0, 1.0),
+            reference=reference, spacing=(1.0, 1.0), policy=policy,
             first=uncertainty_scoring.dice_of_first(
                 samples.astype(np.uint8), reference.astype(np.uint8), LESION
             )[0],
@@ -236,9 +239,9 @@ def test_a_case_with_fewer_members_keeps_its_last_value():
     one, three = scored(halves(2), halves(4)[0]), scored(halves(0, 8, 8), halves(8)[0])
     assert one.dice_of_first == pytest.approx([2 / 3])
     assert three.dice_of_first == [0, 1, 1]  # at a tie foreground, as in `fusion.decide`
-    nothing = scored(halves(0, 0, 0), halves(0)[0])
     for policy, expected in (("strict", [5 / 9, 8 / 9, 8 / 9]), ("ignore", [1 / 3, 5 / 6, 5 / 6])):
-        found = uncertainty_scoring.collect([one, three, nothing], [0.0] * 3, policy)
+        nothing = scored(halves(0, 0, 0), halves(0)[0], policy)
+        found = uncertainty_scoring.collect([one, three, nothing], [0.0] * 3)
         means = [summary.mean for summary in found.dice_of_first["lesion"]]
         assert means == pytest.approx(expected)
 
@@ -259,25 +262,31 @@ def test_the_vote_of_the_first_members_is_decided_as_everywhere(task, monkeypatc
 def test_less_agreement_is_more_doubt_and_empty_raters_follow_the_policy():
     empty, full = np.zeros((2, 4, 8)), np.ones((2, 4, 8))
     samples = {"agree": halves(4, 4), "differ": halves(2, 6)}
-    cases = [
-        uncertainty_scoring.score_case(
-            name,
-            "lesion",
-            samples=masks,
-            probability=None,
-            raters={"x": marks[0], "y": marks[1]},
-            reference=marks[0],
-            spacing=(1.0, 1.0),
-        )
-        for (name, masks), marks in zip(samples.items(), (empty, full), strict=True)
-    ]
-    strict = uncertainty_scoring.collect(cases, [0.1, 0.7], "strict")
+
+    def collected(policy):
+        cases = [
+            uncertainty_scoring.score_case(
+                name,
+                "lesion",
+                samples=masks,
+                probability=None,
+                raters={"x": marks[0], "y": marks[1]},
+                reference=marks[0],
+                spacing=(1.0, 1.0),
+                first=[],
+                policy=policy,
+            )
+            for (name, masks), marks in zip(samples.items(), (empty, full), strict=True)
+        ]
+        return uncertainty_scoring.collect(cases, [0.1, 0.7])
+
+    strict = collected("strict")
     for score in ("sample_dice", "volume_variation"):
         assert strict.ranking["lesion"][score].spearman == pytest.approx(1)
         assert strict.ranking["lesion"][score].excess == 0
     found = strict.rater_dice["lesion"]["x"]
     assert found.mean == 1 and found.n_valid == 2
-    ignored = uncertainty_scoring.collect(cases, [0.1, 0.7], "ignore")
+    ignored = collected("ignore")
     assert ignored.rater_dice["lesion"]["x"].n_valid == 1
 
 
