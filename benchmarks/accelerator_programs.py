@@ -35,7 +35,6 @@ from medsegdiff_jax.types import InputError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU slice, or a100, h100 or h200:COUNT.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Images per training step, cases per sampling call.")
-_PRECISION = flags.DEFINE_enum("precision", "bfloat16", ("float32", "bfloat16"), "Compute dtype.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 _HOPPER = {
@@ -125,7 +124,6 @@ def main(argv: list[str]) -> None:
     """Compiles, prints a table, writes --output."""
     del argv
     config, devices = _CONFIG.value, chips(_TOPOLOGY.value)
-    config.model.dtype = _PRECISION.value
     rows = {}
     print("program        compile s  GiB per chip  GiB moved  messages")
     for name, build in (("training step", training_step), ("ensemble", ensemble)):
@@ -141,7 +139,7 @@ def main(argv: list[str]) -> None:
             config=config.to_dict(),
             topology=_TOPOLOGY.value,
             batch=_BATCH.value,
-            precision=_PRECISION.value,
+            dtype=config.model.dtype,
             programs=rows,
         )
 

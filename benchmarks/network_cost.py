@@ -41,7 +41,7 @@ def cost(config: ConfigDict) -> dict[str, float]:
         denoise = functools.partial(model.apply, method="denoise")
         row["denoise"] = gflops(denoise, variables, x_t, t, condition)
     sampling = config.sampling
-    views = denoiser.views(sampling.get("mirror", False))  # runs before it was known had one
+    views = denoiser.count_views(sampling.get("mirror", False))  # runs before it was known had one
     calls = sampling.steps * sampling.members
     row["segmentation"] = views * row["encode"] + calls * row["denoise"]
     return row

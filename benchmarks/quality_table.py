@@ -200,5 +200,5 @@ def _stable(group: list[Row]) -> str:
 
 def _gflop(row: Row, members: float) -> float:
     """Of one segmentation with the row's steps."""
-    spent, views = row["cost"], denoiser.views(row["sampling"].get("mirror", False))
+    spent, views = row["cost"], denoiser.count_views(row["sampling"].get("mirror", False))
     return views * spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]

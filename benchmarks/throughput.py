@@ -1,7 +1,7 @@
 """Speed, arithmetic and memory of training and sampling, for one config.
 
-    python -m benchmarks.throughput --config=configs/folder.py:default,paper --precision=bfloat16 \
-        --batch=32 --peak_tflops=989 --output=benchmarks/results/throughput.json
+    python -m benchmarks.throughput --config=configs/folder.py:default,paper --batch=32 \
+        --peak_tflops=989 --output=benchmarks/results/throughput.json
 
 Inputs are noise on the devices, so the input pipeline is left out (input_pipeline.py measures it).
 FLOPs are those that the compiler counts in the program of one device; utilisation (MFU) is their
@@ -35,10 +35,13 @@ from medsegdiff_jax.types import InputError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 _BATCH = flags.DEFINE_integer("batch", 16, "Images per training step, cases per sampling call.")
 _CHANNELS = flags.DEFINE_integer("channels", 3, "Channels of the images.")
-_PRECISION = flags.DEFINE_enum("precision", "float32", ("float32", "bfloat16"), "Compute dtype.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls, after one that warms up.")
-_PEAK = flags.DEFINE_float("peak_tflops", None, "Of one device at this precision, for MFU.")
+_PEAK = flags.DEFINE_float(
+    "peak_tflops", None, "Of one device in the config's model.dtype, for MFU."
+)
 _AGAINST = flags.DEFINE_string("against", None, "Python file with make(config, batch, channels).")
+# Of --against=benchmarks/torch_v2.py, which is imported after the flags were read.
+flags.DEFINE_bool("torch_compile", False, "The other implementation uses torch.compile.")
 _NAIVE = flags.DEFINE_bool("naive", False, "Also time the ensemble as a plain loop.")
 _ONLY = flags.DEFINE_list("only", "train,denoise,segment", "What to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
@@ -59,8 +62,7 @@ def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:
 class Subject:
     """The network of a config with inputs of noise on all devices."""
 
-    def __init__(self, config: Any, batch: int, channels: int, precision: str):
-        config.model.dtype = precision
+    def __init__(self, config: Any, batch: int, channels: int):
         self.config, self.batch, self.channels = config, batch, channels
         side, task = config.data.image_size, binary_task(channels)
         self.model = networks.build(config.model, task, side)
@@ -190,7 +192,7 @@ def against(path: str, config: Any, batch: int, channels: int, repeats: int) -> 
 def main(argv: list[str]) -> None:
     """Measures, prints a table, writes --output."""
     del argv
-    subject = Subject(_CONFIG.value, _BATCH.value, _CHANNELS.value, _PRECISION.value)
+    subject = Subject(_CONFIG.value, _BATCH.value, _CHANNELS.value)
     measured = [name for name in _ONLY.value if name != "denoise" or subject.model.generative]
     rows = {name: getattr(subject, name)(_REPEATS.value) for name in measured}
     ratios = {}
@@ -217,7 +219,7 @@ def main(argv: list[str]) -> None:
             _OUTPUT.value,
             config=_CONFIG.value.to_dict(),
             batch=_BATCH.value,
-            precision=_PRECISION.value,
+            dtype=_CONFIG.value.model.dtype,
             devices=jax.device_count(),
             peak_GiB=round(memory.get("peak_bytes_in_use", 0) / 2**30, 3) or None,
             ratios=ratios,

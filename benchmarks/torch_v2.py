@@ -20,8 +20,6 @@ from torch.nn import functional as F  # noqa: N812
 from medsegdiff_jax import networks, train_state
 from medsegdiff_jax.types import Array, InputError, Task
 
-_COMPILE = flags.DEFINE_bool("torch_compile", False, "Use torch.compile.")
-
 Tree = dict[str, Any]
 Tensor = torch.Tensor
 TOLERANCE = 1e-3  # of the two outputs in float32, relative to the largest
@@ -296,7 +294,7 @@ def _training(network: Network, image: Tensor, mask: Tensor) -> Callable[[], Ten
         total = _segmentation_loss(condition[2].float(), mask)
         return total if output is None else total + _segmentation_loss(output.float(), mask)
 
-    compiled = torch.compile(loss) if _COMPILE.value else loss
+    compiled = torch.compile(loss) if flags.FLAGS.torch_compile else loss
 
     def step() -> Tensor:
         t = torch.randint(1, 1001, (len(mask),), device=mask.device)
@@ -316,7 +314,7 @@ def _denoising(network: Network, image: Tensor, mask: Tensor) -> Callable[[], Te
     """A denoising step of the whole batch, the condition given; waits until it is done."""
     with torch.no_grad(), _autocast(network):
         condition = network.encode(image)
-    denoise = torch.compile(network.denoise) if _COMPILE.value else network.denoise
+    denoise = torch.compile(network.denoise) if flags.FLAGS.torch_compile else network.denoise
     t = torch.tensor([500], device=mask.device)
 
     def step() -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, check_one_of
 
 _BUILDERS = Path(__file__).parent.glob("*/*_dataset_builder.py")
 DATASETS = tuple(sorted(path.parent.name for path in _BUILDERS))
@@ -26,8 +26,7 @@ def builder_of(name: str) -> type[tfds.core.GeneratorBasedBuilder]:
     Raises:
       InputError: no such dataset (field data.name).
     """
-    if name not in DATASETS:
-        raise InputError(f"data.name: {name!r} is not one of {', '.join(DATASETS)}")
+    check_one_of("data.name", name, DATASETS)
     return importlib.import_module(f"data.{name}").Builder
 
 

@@ -19,7 +19,7 @@ from data.catalogue import Case, Catalogue, MaskFile
 from data.fingerprint import hash_tree
 from medsegdiff_jax import atomic, imaging, volumes
 from medsegdiff_jax.progress import progress
-from medsegdiff_jax.types import InputError, Modality, Task, case_key
+from medsegdiff_jax.types import InputError, Modality, Task, case_key, check_one_of
 
 VERSION = "2.1.0"  # of what is stored; a new one prepares all data anew
 MAX_LABEL = 65535
@@ -44,10 +44,7 @@ class Options:
         """Checks the fields; InputError names them."""
         if self.image_size < 1:
             raise InputError("data.image_size: must be at least 1")
-        if self.plane not in volumes.PLANES:
-            raise InputError(
-                f"data.plane: {self.plane!r} is not one of {', '.join(volumes.PLANES)}"
-            )
+        check_one_of("data.plane", self.plane, volumes.PLANES)
         if self.window and not (len(self.window) == 2 and self.window[0] < self.window[1]):
             raise InputError(f"data.window: {self.window} is not (low, high) with low < high")
 
@@ -174,7 +171,7 @@ def read_case(
         spacing, shape, turned = (), image.shape[:2], imaging.is_turned(case.images[0])
         image, raters = image[None], [labels[None] for labels in raters]
     size = (options.image_size, options.image_size)
-    dtype = np.uint8 if max(labels.max() for labels in raters) <= 255 else np.uint16
+    dtype = np.min_scalar_type(max(labels.max() for labels in raters))
     labels = np.stack(
         [[resize_labels(plane, size, task) for plane in rater] for rater in raters], axis=1
     ).astype(dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         """Checks the ranges; InputError names the field."""
         for field in ("rotate_degrees", "scale", "translate", "gamma", "intensity", "probability"):
-            value = getattr(self, field)
-            if not value >= 0:
-                raise InputError(f"config field data.augment.{field}: {value} is not 0 or more")
+            check_at_least(f"config field data.augment.{field}", getattr(self, field), 0)
         if self.probability > 1:
             raise InputError(
                 f"config field data.augment.probability: {self.probability} is not in [0, 1]"

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medsegdiff_jax import fusion
-from medsegdiff_jax.types import InputError, Task
+from medsegdiff_jax.types import Task, check_one_of
 
 METHODS = ("probable", "dice")
 
@@ -41,8 +41,7 @@ _PROGRESS = 1e-6  # of the sum of D; a move that brings less is not made
 
 def check_method(method: str) -> None:
     """Raises InputError unless it is one of METHODS."""
-    if method not in METHODS:
-        raise InputError(f"decision: {method!r} is not one of {METHODS}")
+    check_one_of("decision", method, METHODS)
 
 
 def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) -> DecideFn:
@@ -60,10 +59,10 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
         return functools.partial(fusion.decide, task=task)
     # The search looks only at pixels that some threshold could still mark, and returns the moves
     # that it made, not a mask: they are made again on one plane of a volume at a time.
-    first = int(task.one_hot)
     common, marked, volume = np.zeros((3, len(task.classes)))
     for plane in planes():
-        p, chosen = plane[..., first:], fusion.decide(plane, task)[..., first:].astype(bool)
+        p = plane[..., task.foreground]
+        chosen = fusion.decide(plane, task)[..., task.foreground].astype(bool)
         pixels = tuple(range(p.ndim - 1))
         common += np.sum(p, axis=pixels, dtype=np.float64, where=chosen)
         marked += np.sum(chosen, axis=pixels)
@@ -72,8 +71,8 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
 
     def candidates_of(plane: np.ndarray) -> np.ndarray:
         """Pixels that are marked or worth at least half of any threshold so far."""
-        high = plane[..., first:] > expected / 4
-        chosen = fusion.decide(plane, task)[..., first:] > 0
+        high = plane[..., task.foreground] > expected / 4
+        chosen = fusion.decide(plane, task)[..., task.foreground] > 0
         return plane[(high | chosen).any(-1)]
 
     candidates = np.concatenate([candidates_of(plane) for plane in planes()])
@@ -82,9 +81,9 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
     while True:
         for move in _moves(candidates, mask, expected, denominator, task):
             moved = _apply(move, candidates, mask, task)
-            chosen = moved[..., first:]
+            chosen = moved[..., task.foreground]
             inside = np.sum(
-                candidates[:, first:], axis=0, dtype=np.float64, where=chosen.astype(bool)
+                candidates[:, task.foreground], axis=0, dtype=np.float64, where=chosen.astype(bool)
             )
             then, denominator_then = _expected_dice(inside, chosen.sum(0), volume)
             if _is_better(then, expected):

@@ -28,6 +28,7 @@ from medsegdiff_jax.types import (
     Params,
     Prediction,
     check_at_least,
+    check_one_of,
 )
 
 MembersFn = Callable[[Params, Array, Array, Array, Array], Drawn]
@@ -84,7 +85,7 @@ def make_members_fn(
     check_settings(model, num_timesteps, steps=steps, sampler=sampler, member_chunk=member_chunk)
     trajectory = schedules.trajectory(num_timesteps, steps) if steps else None
     solver = samplers.SAMPLERS[sampler]
-    num_views = views(mirror)
+    num_views = count_views(mirror)
 
     def sample_members(
         params: Params, image: Array, case: Array, seed: Array, indices: Array
@@ -144,7 +145,7 @@ def make_path_fn(model: nn.Module, process: Process, *, steps: int, sampler: str
     return trace
 
 
-def views(mirror: bool) -> int:
+def count_views(mirror: bool) -> int:
     """How many ways to look at an image: with the sides exchanged or not, along each axis."""
     return 4 if mirror else 1
 
@@ -154,7 +155,7 @@ def _encode_views(
 ) -> Callable[[Array], Condition]:
     """All views in one batch; the result gives the conditions of the cases in the views [B]."""
     cases = jnp.arange(len(image))
-    turned = [mirrored(image, jnp.full_like(cases, view)) for view in range(views(mirror))]
+    turned = [mirrored(image, jnp.full_like(cases, view)) for view in range(count_views(mirror))]
     conditions = model.apply({"params": params}, jnp.concatenate(turned), method="encode")
 
     def condition_of(view: Array) -> Condition:
@@ -212,8 +213,7 @@ def check_settings(
       InputError: a value out of range, steps > 0 for a model that has no diffusion network, or
         steps = 0 for one whose `encode` gives no segmentation; begins with the setting's name.
     """
-    if sampler not in samplers.SAMPLERS:
-        raise InputError(f"sampler: {sampler!r} is not one of {', '.join(samplers.SAMPLERS)}")
+    check_one_of("sampler", sampler, samplers.SAMPLERS)
     check_at_least("member_chunk", member_chunk)
     if steps:
         schedules.trajectory(num_timesteps, steps)

@@ -79,7 +79,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 def regions_of(labels: np.ndarray, task: Task) -> np.ndarray:
     """Foreground classes of a label map [H, W] as bool [H, W, number of classes]."""
     mask = imaging.labels_to_mask(labels, task).astype(bool)
-    return mask[..., 1:] if task.one_hot else mask
+    return mask[..., task.foreground]
 
 
 def foreground(probability: np.ndarray, task: Task) -> np.ndarray:

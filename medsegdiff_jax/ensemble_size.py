@@ -53,7 +53,7 @@ class Stability:
             if self._calm == self._window:
                 break
             fused = fusion.decide(self._fusion.add(member), self._task)
-            after = fused[..., int(self._task.one_hot) :]
+            after = fused[..., self._task.foreground]
             self._count += 1
             if self._before is not None:
                 dice = np.nan_to_num(metrics.dice(after, self._before, axis=(0, 1)), nan=1.0)

@@ -125,7 +125,7 @@ def score(cases: Collection[list[_Pair]], task: Task) -> dict[str, float]:
     scores: dict[str, list[float]] = {"dice": [], "iou": []}
     for pairs in cases:
         predicted, reference = (
-            np.stack(masks)[..., int(task.one_hot) :] for masks in zip(*pairs, strict=True)
+            np.stack(masks)[..., task.foreground] for masks in zip(*pairs, strict=True)
         )
         for name, metric in (("dice", metrics.dice), ("iou", metrics.iou)):
             per_class = metric(predicted, reference, axis=(0, 1, 2))

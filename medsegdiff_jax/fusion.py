@@ -33,9 +33,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import expit, xlogy
+from scipy.special import entr, expit
 
-from medsegdiff_jax.types import InputError, Task, class_mask
+from medsegdiff_jax.types import InputError, Task, check_one_of, class_mask
 
 METHODS = ("mean", "vote", "staple", "blend")
 OF_PROBABILITIES = ("mean", "blend")  # not of decisions
@@ -149,8 +149,7 @@ def check_method(method: str, segments: bool) -> None:
       method: of fusion.
       segments: whether the condition model has a segmentation of its own.
     """
-    if method not in METHODS:
-        raise InputError(f"fusion: {method!r} is not one of {', '.join(METHODS)}")
+    check_one_of("fusion", method, METHODS)
     if method == "blend" and not segments:
         raise InputError(
             "fusion: a blend needs a condition model with a segmentation of its own, which this "
@@ -239,9 +238,9 @@ def uncertainty(members: np.ndarray, task: Task) -> np.ndarray:
     """
     p = mean(np.asarray(members))
     if task.one_hot:
-        entropy = -xlogy(p, p).sum(-1) / np.log(p.shape[-1])
+        entropy = entr(p).sum(-1) / np.log(p.shape[-1])
     else:
-        entropy = (-(xlogy(p, p) + xlogy(1 - p, 1 - p)) / np.log(2)).max(-1)
+        entropy = ((entr(p) + entr(1 - p)) / np.log(2)).max(-1)
     return np.clip(entropy, 0.0, 1.0).astype(np.float32)
 
 

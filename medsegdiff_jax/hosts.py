@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, check_one_of
 
 MODES = ("auto", "on", "off")
 
@@ -31,8 +31,7 @@ def initialize(
     Raises:
       InputError: an unknown mode, flags that do not belong together, or nobody to join.
     """
-    if mode not in MODES:
-        raise InputError(f"--distributed: {mode!r} is not one of {', '.join(MODES)}")
+    check_one_of("--distributed", mode, MODES)
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and (not all(given) or mode == "off"):
         raise InputError(

@@ -20,7 +20,7 @@ from data.catalogue import SPLITS
 from medsegdiff_jax import fusion, volumes
 from medsegdiff_jax.augment import Augmentation, augment
 from medsegdiff_jax.imaging import labels_to_mask, normalize, to_unit
-from medsegdiff_jax.types import InputError, Task, case_key, check_at_least
+from medsegdiff_jax.types import InputError, Task, case_key, check_at_least, check_one_of
 
 RATERS = ("draw", "mean")
 
@@ -80,9 +80,7 @@ def load(data_config: Any) -> Dataset:
         channels = task.image_channels * (2 * data_config.neighbours + 1)
         task = dataclasses.replace(task, image_channels=channels)
     where = [word for word in (data_config.variant, data_config.path) if word]
-    # Earlier versions stored where the data lay; what is found may be a copy of them.
-    found = [line for line in metadata["report"].splitlines() if not line.startswith("data ")]
-    found += [f"  note    {note}" for note in notes]
+    found = [*metadata["report"].splitlines(), *(f"  note    {note}" for note in notes)]
     return Dataset(
         name=data_config.name,
         task=task,
@@ -183,9 +181,7 @@ def check(data_config: Any) -> None:
     """Raises InputError, with the field's name, for what can work with no data at all."""
     for field in ("workers", "read_threads", "prefetch", "neighbours"):
         check_at_least(f"config field data.{field}", data_config[field], 0)
-    if data_config.raters not in RATERS:
-        known = ", ".join(RATERS)
-        raise InputError(f"config field data.raters: {data_config.raters!r} is not one of {known}")
+    check_one_of("config field data.raters", data_config.raters, RATERS)
     if not 0 <= data_config.max_empty <= 1:
         raise InputError(f"config field data.max_empty: {data_config.max_empty} is not in [0, 1]")
     Augmentation.from_config(data_config.augment)
@@ -290,8 +286,7 @@ def eval_batches(
     Raises:
       InputError: unknown split.
     """
-    if split not in dataset.sources:
-        raise InputError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    check_one_of("split", split, dataset.sources)
     source = dataset.sources[split]
     count = min(len(source), max_cases or len(source))
     chosen = spread(len(source), count, dataset.task)

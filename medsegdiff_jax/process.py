@@ -41,7 +41,7 @@ import jax.numpy as jnp
 
 from medsegdiff_jax import schedules
 from medsegdiff_jax.schedules import Schedule
-from medsegdiff_jax.types import Array, InputError, Prediction
+from medsegdiff_jax.types import Array, InputError, Prediction, check_one_of
 
 PREDICTIONS = ("x0", "eps", "v")
 
@@ -202,11 +202,7 @@ def build(config: Any, one_hot: bool) -> Process:
     Raises:
       InputError: an unknown or impossible value; the message names the field.
     """
-    if config.prediction not in PREDICTIONS:
-        known = ", ".join(PREDICTIONS)
-        raise InputError(
-            f"config field diffusion.prediction: {config.prediction!r} is not one of {known}"
-        )
+    check_one_of("config field diffusion.prediction", config.prediction, PREDICTIONS)
     if config.prediction == "eps" and config.zero_terminal_snr:
         raise InputError(
             "config field diffusion.zero_terminal_snr: must be False with "

@@ -32,7 +32,7 @@ i = 0..N; they always begin at T, where x_T really is noise, and end at 0.
 import flax.struct
 import numpy as np
 
-from medsegdiff_jax.types import Array, InputError, check_at_least
+from medsegdiff_jax.types import Array, InputError, check_at_least, check_one_of
 
 _MAX_BETA = 0.999
 _COSINE_OFFSET = 0.008
@@ -99,9 +99,7 @@ def build(kind: str, num_timesteps: int, zero_terminal_snr: bool) -> Schedule:
     Raises:
       InputError: unknown name (field diffusion.schedule) or T < 1 (diffusion.num_timesteps).
     """
-    if kind not in _KINDS:
-        known = ", ".join(sorted(_KINDS))
-        raise InputError(f"config field diffusion.schedule: {kind!r} is not one of {known}")
+    check_one_of("config field diffusion.schedule", kind, _KINDS)
     return _KINDS[kind](num_timesteps, zero_terminal_snr=zero_terminal_snr)
 
 

@@ -24,7 +24,7 @@ from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.metrics.aggregate import CaseScore, Summary
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.scored_files import PredictedCase, Predictions
-from medsegdiff_jax.types import InputError, Task, class_mask
+from medsegdiff_jax.types import InputError, Task, check_at_least, class_mask
 from medsegdiff_jax.uncertainty_scoring import CaseUncertainty, Uncertainty
 from medsegdiff_jax.version import __version__
 
@@ -115,8 +115,7 @@ def evaluate(
         tolerance.
     """
     aggregate.check_policy(policy)  # before hours of scoring
-    if not nsd_tolerance >= 0:
-        raise InputError(f"--nsd_tolerance: {nsd_tolerance} is not 0 or more")
+    check_at_least("--nsd_tolerance", nsd_tolerance, 0)
     found = scored_files.read_predictions(predictions)
     task, files = found.task, found.cases
     if task.modalities and spacing is not None:

@@ -34,7 +34,7 @@ from medsegdiff_jax.partitioning import (
     shard_batch,
 )
 from medsegdiff_jax.settings import Settings
-from medsegdiff_jax.types import Array, InputError, case_key
+from medsegdiff_jax.types import Array, InputError, case_key, check_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Segmenter:
         if settings.mirror and not self._known_mirrored:
             raise InputError("mirror: the model was trained without (data.augment.flip=False)")
         if settings.steps == 0:  # nothing random is drawn, so there is one member per view
-            views = denoiser.views(settings.mirror)
+            views = denoiser.count_views(settings.mirror)
             settings = dataclasses.replace(settings, members=views, tolerance=0.0)
         elif settings.members <= 2:
             settings = dataclasses.replace(settings, mirror=False)
@@ -186,7 +186,9 @@ class Segmenter:
                 f"tolerance: at most {most} members are too few for it; an ensemble is "
                 f"stable when {WINDOW} of them in a row change nothing, the first not counted"
             )
-        self._segment_fn(settings)
+        check_at_least("members", settings.members)
+        how = {field: getattr(settings, field) for field in ("steps", "sampler", "member_chunk")}
+        denoiser.check_settings(self._model, self._process.schedule.num_steps, **how)
         return settings
 
     def most_members(self, settings: Settings) -> int:
@@ -208,7 +210,7 @@ class Segmenter:
         temperature = self.temperature_of(settings)
         if temperature == 1:
             return probability
-        scaled = apply_temperature(probability, temperature, exclusive=self.task.one_hot)
+        scaled = apply_temperature(probability, temperature, one_hot=self.task.one_hot)
         return scaled.astype(np.float32)
 
     def stream(

@@ -84,7 +84,7 @@ def calibrate(checkpoint: str | os.PathLike, **settings: int | str | None) -> di
     if not with_border:
         raise InputError(f"{dataset.name}: no validation case has a border to calibrate on")
     near, whole = (_joined(parts) for parts in zip(*pairs, strict=True))
-    temperature = fit_temperature(*near, exclusive=segmenter.task.one_hot)
+    temperature = fit_temperature(*near, one_hot=segmenter.task.one_hot)
     at_border, everywhere = (_compare(one, temperature, segmenter.task) for one in (near, whole))
     stored = {
         "temperature": temperature,
@@ -102,7 +102,7 @@ def _joined(parts: Sequence[_Pixels]) -> _Pixels:
 
 
 def _compare(pixels: _Pixels, temperature: float, task: Task) -> dict[str, Calibration]:
-    scaled = apply_temperature(pixels.probability, temperature, exclusive=task.one_hot)
+    scaled = apply_temperature(pixels.probability, temperature, one_hot=task.one_hot)
     return {
         "before": measure_calibration(*pixels),
         "after": measure_calibration(scaled, pixels.reference),

@@ -5,7 +5,7 @@ Array aliases, the segmentation task, and what networks and samplers hand each o
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.struct
@@ -28,6 +28,13 @@ def check_at_least(name: str, value: float, least: int = 1) -> None:
     """Raises InputError, with the name of what the value is, if it is less than `least`."""
     if not value >= least:  # nor is NaN
         raise InputError(f"{name}: {value} is less than {least}")
+
+
+def check_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError, with the name of what the value is, if it is none of `known`."""
+    known = tuple(known)
+    if value not in known:
+        raise InputError(f"{name}: {value!r} is not one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,11 @@ class Task:
     def one_hot(self) -> bool:
         """True if the K channels are one-hot with channel 0 the background (decided by argmax)."""
         return self.exclusive and len(self.classes) > 1
+
+    @property
+    def foreground(self) -> slice:
+        """The channels of the K that are the classes, in their order."""
+        return slice(int(self.one_hot), None)
 
     @property
     def label_dtype(self) -> np.dtype:

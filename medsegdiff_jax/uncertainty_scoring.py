@@ -123,8 +123,7 @@ def dice_of_first(
     Returns:
       Per class one value per n, NaN where vote and reference are both empty; [] without members.
     """
-    classes, first = len(task.classes), int(task.one_hot)
-    shared, marked = np.zeros((2, len(members), classes))
+    shared, marked = np.zeros((2, len(members), len(task.classes)))
     flat = [labels.reshape(-1) for labels in (reference, *members)]
     for start in range(0, flat[0].size, _VOXELS):
         own, *parts = (
@@ -134,8 +133,8 @@ def dice_of_first(
         for n, part in enumerate(parts):
             votes += part
             decided = fusion.decide(votes / (n + 1), task)
-            shared[n] += np.sum(decided & own, axis=0)[first:]
-            marked[n] += np.sum(decided, axis=0)[first:] + np.sum(own, axis=0)[first:]
+            shared[n] += np.sum(decided & own, axis=0)[task.foreground]
+            marked[n] += (np.sum(decided, axis=0) + np.sum(own, axis=0))[task.foreground]
     with np.errstate(invalid="ignore"):
         return (2 * shared / marked).T.tolist()
 

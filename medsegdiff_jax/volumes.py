@@ -20,7 +20,7 @@ from nibabel import orientations
 
 from medsegdiff_jax.atomic import replacing
 from medsegdiff_jax.imaging import reason
-from medsegdiff_jax.types import InputError, Modality
+from medsegdiff_jax.types import InputError, Modality, check_one_of
 
 SUFFIXES = (".nii.gz", ".nii")
 
@@ -187,8 +187,7 @@ def _difference(one: Grid, other: Grid) -> str:
 
 def _transform(grid: Grid, plane: str) -> np.ndarray:
     """nibabel's orientation transform from the file's axes to (slice, row, column)."""
-    if plane not in PLANES:
-        raise InputError(f"data.plane: {plane!r} is not one of {', '.join(PLANES)}")
+    check_one_of("data.plane", plane, PLANES)
     target = orientations.axcodes2ornt(PLANES[plane])
     return orientations.ornt_transform(orientations.io_orientation(grid.affine), target)
 

@@ -14,7 +14,7 @@ from data.phantom import appearance, model
 from data.plain_folder import check_count, refuse_others, write_classes
 from medsegdiff_jax.imaging import resize_image, resize_labels, write_png
 from medsegdiff_jax.progress import progress
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import InputError, check_one_of
 
 _VERSION = "1.1.0"
 
@@ -137,8 +137,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 def _checked_variant(data_config: Any) -> str:
     """`data.variant`, "" stands for the first; InputError for a wrong field."""
     variant = data_config.variant or next(iter(model.TASKS))
-    if variant not in model.TASKS:
-        raise InputError(f"data.variant: {variant!r} is not one of {', '.join(model.TASKS)}")
+    check_one_of("data.variant", variant, model.TASKS)
     if data_config.folds:
         raise InputError("data.folds: the phantoms of a split are given by their names")
     return variant

@@ -22,7 +22,7 @@ from scipy import stats
 
 from medsegdiff_jax.metrics.overlap import dice, iou, precision, sensitivity
 from medsegdiff_jax.metrics.surface import surface_distances
-from medsegdiff_jax.types import InputError
+from medsegdiff_jax.types import check_one_of
 
 METRICS = ("dice", "iou", "sensitivity", "precision", "hd95", "assd", "nsd")
 DISTANCES = ("hd95", "assd")
@@ -118,8 +118,7 @@ def score_case(
 
 def check_policy(policy: str) -> None:
     """Raises InputError for an unknown policy."""
-    if policy not in POLICIES:
-        raise InputError(f"empty-mask policy: {policy!r} is not one of {', '.join(POLICIES)}")
+    check_one_of("empty-mask policy", policy, POLICIES)
 
 
 def summarize(values: Sequence[float], groups: Sequence[str] | None = None) -> Summary:

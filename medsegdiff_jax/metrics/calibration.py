@@ -162,17 +162,17 @@ def border_band(reference: np.ndarray, spacing: Sequence[float], distance: float
 
 
 def fit_temperature(
-    probability: np.ndarray, reference: np.ndarray, *, exclusive: bool = False
+    probability: np.ndarray, reference: np.ndarray, *, one_hot: bool = False
 ) -> float:
     """The temperature with the least negative log-likelihood: one number for all pixels.
 
     To be fitted on validation cases. The likelihood is unimodal in T (convex in 1 / T).
 
     Args:
-      probability: [...] in [0, 1], each a Bernoulli variable of its own; if exclusive [..., K],
+      probability: [...] in [0, 1], each a Bernoulli variable of its own; if one_hot [..., K],
         which sum to 1 over K.
       reference: array of the same shape in [0, 1]: masks, or fractions of raters.
-      exclusive: see `probability`.
+      one_hot: see `probability`; True for several exclusive classes (`Task.one_hot`).
 
     Returns:
       T in TEMPERATURES; an end of it where no inner one is best, for example if all is right.
@@ -184,11 +184,11 @@ def fit_temperature(
     if not probability.size:
         raise InputError("probability: no pixel to fit a temperature to")
     y = reference.astype(np.float64)
-    logits = _logits(probability, exclusive)
+    logits = _logits(probability, one_hot)
 
     def loss(log_temperature: float) -> float:
         z = logits / math.exp(log_temperature)
-        if exclusive:
+        if one_hot:
             return -float((y * log_softmax(z, axis=-1)).sum(-1).mean())
         return -float((y * log_expit(z) + (1 - y) * log_expit(-z)).mean())
 
@@ -198,14 +198,14 @@ def fit_temperature(
 
 
 def apply_temperature(
-    probability: np.ndarray, temperature: float, *, exclusive: bool = False
+    probability: np.ndarray, temperature: float, *, one_hot: bool = False
 ) -> np.ndarray:
     """Probabilities whose logits are divided by the temperature.
 
     Args:
-      probability: [...] in [0, 1]; if exclusive [..., K], which sum to 1 over K.
+      probability: [...] in [0, 1]; if one_hot [..., K], which sum to 1 over K.
       temperature: > 0; 1 changes nothing but values within 1e-6 of 0 and 1.
-      exclusive: see `probability`.
+      one_hot: see `probability`; True for several exclusive classes (`Task.one_hot`).
 
     Returns:
       float64, like the probability.
@@ -215,13 +215,13 @@ def apply_temperature(
     """
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature: {temperature} is not a positive number")
-    z = _logits(np.asarray(probability), exclusive) / temperature
-    return softmax(z, axis=-1) if exclusive else expit(z)
+    z = _logits(np.asarray(probability), one_hot) / temperature
+    return softmax(z, axis=-1) if one_hot else expit(z)
 
 
-def _logits(probability: np.ndarray, exclusive: bool) -> np.ndarray:
+def _logits(probability: np.ndarray, one_hot: bool) -> np.ndarray:
     p = np.clip(probability.astype(np.float64), _CLIP, 1 - _CLIP)
-    return np.log(p) if exclusive else logit(p)
+    return np.log(p) if one_hot else logit(p)
 
 
 def _check_pair(probability: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
-from scipy.special import xlogy
+from scipy.special import entr
 
 from medsegdiff_jax.types import InputError
 
@@ -102,7 +102,7 @@ def region_entropy(probability: np.ndarray) -> float:
     # Only candidates are turned to float64: h(0.1) < 0.5.
     p = np.asarray(probability)
     p = p[p >= 0.1].astype(np.float64)
-    entropy = -(xlogy(p, p) + xlogy(1 - p, 1 - p)) / np.log(2)
+    entropy = (entr(p) + entr(1 - p)) / np.log(2)
     region = (p >= 0.5) | (entropy >= UNCERTAIN_BITS)
     return float(entropy[region].mean()) if region.any() else 0.0
 

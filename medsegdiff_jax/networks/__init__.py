@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from medsegdiff_jax.networks.ensdiff import EnsDiff
 from medsegdiff_jax.networks.interface import Discriminative, Generative
-from medsegdiff_jax.networks.layers import dtype_of
 from medsegdiff_jax.networks.medsegdiff import MedSegDiffV2
 from medsegdiff_jax.networks.medsegdiff_v1 import MedSegDiffTransUNet, MedSegDiffV1
 from medsegdiff_jax.networks.segdiff import SegDiff
 from medsegdiff_jax.networks.swin_unetr import SwinUNETR
 from medsegdiff_jax.networks.transunet import TransUNet
 from medsegdiff_jax.networks.unet import PlainUNet
-from medsegdiff_jax.types import InputError, Task, check_at_least
+from medsegdiff_jax.types import InputError, Task, check_at_least, check_one_of
 
 NETWORKS: dict[str, type[Generative] | type[Discriminative]] = {
     "medsegdiff_v2": MedSegDiffV2,
@@ -53,15 +54,9 @@ def check(model: Mapping[str, Any], image_size: int) -> None:
       InputError: unknown name or dtype, a number less than 1, no level, S not divisible by what the
         levels need, or what the network itself refuses.
     """
-    if model["name"] not in NETWORKS:
-        raise InputError(
-            f"config field model.name: {model['name']!r} is not one of {', '.join(NETWORKS)}"
-        )
+    check_one_of("config field model.name", model["name"], NETWORKS)
     fields = _fields(model["name"], model)
-    if fields["dtype"] not in ("float32", "bfloat16"):
-        raise InputError(
-            f"config field model.dtype: {fields['dtype']!r} is not float32 or bfloat16"
-        )
+    check_one_of("config field model.dtype", fields["dtype"], ("float32", "bfloat16"))
     for name, value in fields.items():
         for number in value if name in _WIDTHS else (value,):
             if type(number) is int:  # widths and counts: there is nothing with none of them
@@ -89,7 +84,7 @@ def _network(
 ) -> Generative | Discriminative:
     given = {**model, "mask_channels": mask_channels, "one_hot": one_hot}
     fields = _fields(model["name"], given)
-    fields["dtype"] = dtype_of(fields["dtype"])
+    fields["dtype"] = jnp.dtype(fields["dtype"])
     for name in _WIDTHS & fields.keys():
         fields[name] = tuple(fields[name])
     return NETWORKS[model["name"]](**fields)

@@ -140,11 +140,6 @@ def rematted(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     return nn.remat(block) if remat else block
 
 
-def dtype_of(name: str) -> jnp.dtype:
-    """Compute dtype by its config name, "float32" or "bfloat16"."""
-    return {"float32": jnp.dtype(jnp.float32), "bfloat16": jnp.dtype(jnp.bfloat16)}[name]
-
-
 def batch_spec(batch: int) -> PartitionSpec | None:
     """How the compiler splits this batch over the active mesh; None if it does not.
 

@@ -28,7 +28,7 @@ from medsegdiff_jax.networks.interface import Generative
 from medsegdiff_jax.networks.spectral import SEMANTICS, NBPFilter, SSFormer
 from medsegdiff_jax.networks.uncertain_attention import ANCHORS, SpatialGate
 from medsegdiff_jax.networks.unet import Decoder, Encoder, UNet
-from medsegdiff_jax.types import Array, Condition, InputError
+from medsegdiff_jax.types import Array, Condition, InputError, check_one_of
 
 
 class MedSegDiffV2(Generative):
@@ -56,16 +56,16 @@ class MedSegDiffV2(Generative):
     condition_blocks: int
     widths: tuple[int, ...]
     blocks: int
-    anchor: str = "u_sa"
-    anchor_kernel: int = 5
-    semantic: str = "nbp"
-    semantic_features: int = 128
-    semantic_blocks: int = 4
-    semantic_patch: int = 1
-    filter_features: int = 16
-    filter_blocks: int = 6
-    condition_prior: bool = False
-    evidence: bool = False
+    anchor: str
+    anchor_kernel: int
+    semantic: str
+    semantic_features: int
+    semantic_blocks: int
+    semantic_patch: int
+    filter_features: int
+    filter_blocks: int
+    condition_prior: bool
+    evidence: bool
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -74,14 +74,10 @@ class MedSegDiffV2(Generative):
     def __post_init__(self):
         """Raises InputError for an unknown ablation, even taps, or UNets of different depths."""
         super().__post_init__()
-        if self.anchor not in ANCHORS:
-            raise InputError(f"config field model.anchor: {self.anchor!r} is not one of {ANCHORS}")
+        check_one_of("config field model.anchor", self.anchor, ANCHORS)
+        check_one_of("config field model.semantic", self.semantic, SEMANTICS)
         if self.anchor_kernel % 2 == 0:
             raise InputError(f"config field model.anchor_kernel: {self.anchor_kernel} is not odd")
-        if self.semantic not in SEMANTICS:
-            raise InputError(
-                f"config field model.semantic: {self.semantic!r} is not one of {SEMANTICS}"
-            )
         if len(self.widths) != len(self.condition_widths):
             raise InputError(
                 "config fields model.widths and model.condition_widths differ in length"

@@ -115,8 +115,8 @@ class MedSegDiffV1(Generative):
 
     widths: tuple[int, ...]
     blocks: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    dtype: jnp.dtype
+    remat: bool
 
     def __post_init__(self):
         """Raises InputError for less than two levels."""
@@ -173,9 +173,9 @@ class MedSegDiffTransUNet(MedSegDiffV1):
         transformer.
     """
 
-    semantic_features: int = 128
-    semantic_blocks: int = 4
-    semantic_patch: int = 1
+    semantic_features: int
+    semantic_blocks: int
+    semantic_patch: int
 
     def setup(self):
         """Declares the transformer beside the rest."""

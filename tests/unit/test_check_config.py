@@ -40,7 +40,7 @@ def test_sampling_that_cannot_work_names_its_field(node, recipe, field, value, w
         ("data.neighbours", -1, "-1 is less than 0"),
         ("data.raters", "all", "'all' is not one of draw, mean"),
         ("data.max_empty", 1.5, r"1.5 is not in \[0, 1\]"),
-        ("data.augment.scale", -1.0, "-1.0 is not 0 or more"),
+        ("data.augment.scale", -1.0, "-1.0 is less than 0"),
         ("data.augment.probability", 2.0, r"2.0 is not in \[0, 1\]"),
         ("optim.learning_rate", -1.0, "-1.0 is not positive"),
         ("optim.schedule", "step", "'step' is not constant or cosine"),

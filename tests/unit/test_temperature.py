@@ -79,7 +79,7 @@ def test_volumes_are_counted_and_not_their_slices(calibrated):
 def test_pixels_are_compared_with_the_fraction_of_raters_that_mark_them(calibrated, monkeypatch):
     given = []
 
-    def fit(probability, reference, *, exclusive):
+    def fit(probability, reference, *, one_hot):
         given.append((probability, reference))
         return 1.0
 

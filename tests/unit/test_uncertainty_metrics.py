@@ -86,21 +86,21 @@ def test_the_band_is_as_wide_as_asked_in_units_of_the_spacing():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("exclusive", [False, True])
-def test_the_temperature_of_sharpened_probabilities_is_found(temperature, exclusive):
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_the_temperature_of_sharpened_probabilities_is_found(temperature, one_hot):
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 1.5, (60_000, 3))
-    true = softmax(logits, axis=-1) if exclusive else expit(logits)
-    if exclusive:
+    true = softmax(logits, axis=-1) if one_hot else expit(logits)
+    if one_hot:
         drawn = (rng.uniform(0, 1, (len(true), 1)) > true.cumsum(axis=1)).sum(axis=1)
         y = np.eye(3)[np.minimum(drawn, 2)]
     else:
         y = (rng.uniform(0, 1, true.shape) < true).astype(float)
-    sharpened = calibration.apply_temperature(true, 1 / temperature, exclusive=exclusive)
-    found = calibration.fit_temperature(sharpened, y, exclusive=exclusive)
+    sharpened = calibration.apply_temperature(true, 1 / temperature, one_hot=one_hot)
+    found = calibration.fit_temperature(sharpened, y, one_hot=one_hot)
     assert found == pytest.approx(temperature, rel=0.03)
-    scaled = calibration.apply_temperature(sharpened, found, exclusive=exclusive)
-    if exclusive:
+    scaled = calibration.apply_temperature(sharpened, found, one_hot=one_hot)
+    if one_hot:
         np.testing.assert_array_equal(scaled.argmax(-1), sharpened.argmax(-1))
         np.testing.assert_allclose(scaled.sum(axis=-1), 1)
     else:

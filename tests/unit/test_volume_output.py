@@ -97,7 +97,7 @@ CT = (Modality("CT", (-100.0, 100.0)),)
 
 def at_temperature(method, temperature, task):
     """How to decide a volume, and what scales its probabilities."""
-    scaled = functools.partial(apply_temperature, temperature=temperature, exclusive=task.one_hot)
+    scaled = functools.partial(apply_temperature, temperature=temperature, one_hot=task.one_hot)
     return volume_output._How(method, None if temperature == 1 else scaled)
 
 
@@ -139,7 +139,7 @@ def filled(tmp_path, task, how, save, sharpness=9.0, shift=0.0):
 def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temperature):
     how = at_temperature(method, temperature, task)
     volume, probability = filled(tmp_path, task, how, ("mask",))
-    scaled = apply_temperature(probability, temperature, exclusive=task.one_hot)
+    scaled = apply_temperature(probability, temperature, one_hot=task.one_hot)
     assert volume.files().write(tmp_path) == {"mask": "x.nii.gz"}
     decide = decision.rule(method, lambda: iter(probability), task)
     expected = imaging.mask_to_labels(decide(probability), task)
@@ -159,7 +159,7 @@ def test_the_probability_that_is_written_is_scaled(tmp_path, temperature):
     task = Task(("a", "b"), (1, 2), False, 1, CT)
     how = at_temperature("dice", temperature, task)
     volume, probability = filled(tmp_path, task, how, ("probability",))
-    scaled = apply_temperature(probability, temperature, exclusive=False)
+    scaled = apply_temperature(probability, temperature, one_hot=False)
     written = volume.files().write(tmp_path)
     assert written == {"probability": ["x_probability_a.nii.gz", "x_probability_b.nii.gz"]}
     found = np.stack(volume._results["probability"], axis=-1)
