@@ -38,10 +38,10 @@ def sample_and_score(
             f"--output={predictions / 'score'}")  # fmt: skip
 
 
-def values_of_cases(path: Path, column: str, digits: int) -> dict[str, float]:
-    """Case -> its value in a column of per_case.csv, mean over the classes, rounded."""
+def values_of_cases(path: Path, column: str) -> dict[str, float]:
+    """Case -> its value in a column of per_case.csv, mean over the classes, to five digits."""
     found: dict[str, list[float]] = {}
     with path.open() as file:
         for row in csv.DictReader(file):
             found.setdefault(row["case"], []).append(float(row[column]))
-    return {case: round(float(np.mean(values)), digits) for case, values in found.items()}
+    return {case: round(float(np.mean(values)), 5) for case, values in found.items()}

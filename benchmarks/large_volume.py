@@ -8,8 +8,6 @@ The scan is noise; sample.py runs on it in a process of its own, whose peak resi
 
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +16,8 @@ import nibabel as nib
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import ROOT, write
+from benchmarks.commands import command
+from benchmarks.provenance import write
 from medsegdiff_jax import cli
 from medsegdiff_jax.checkpoint import load_model
 
@@ -46,11 +45,7 @@ def main(argv: list[str]) -> None:
         write_scan(scan, shape, len(task.modalities))
         flags_ = [f"--checkpoint={os.path.abspath(_CHECKPOINT.value)}", f"--input={scan}"]
         began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "sample.py", *flags_, f"--output={folder}/out", *_SAMPLING],
-            cwd=ROOT,
-            check=True,
-        )
+        command("sample.py", *flags_, f"--output={folder}/out", *_SAMPLING)
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # KiB on Linux
     voxels = np.prod(shape) * len(task.modalities)

@@ -10,13 +10,12 @@ even number marks more than an odd one. A panel per folder and dataset, the mean
 classes.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from medsegdiff_jax import cli, plots
+from medsegdiff_jax import atomic, cli, plots
 from medsegdiff_jax.types import InputError
 
 _ROWS = flags.DEFINE_multi_string("rows", None, "Folder of rows; repeatable.")
@@ -31,7 +30,7 @@ def read(folder: Path) -> Panels:
     """Title of a panel -> model -> Dice [n] of the vote of the first 1, 2, ... n members."""
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for path in sorted(folder.glob("*.json")):
-        row = json.loads(path.read_text())
+        row = atomic.read_json(path)
         if row["model"] not in _MODELS.value:
             continue
         title = f"{row['dataset']}\n{folder.name}"

@@ -11,6 +11,8 @@ own steps and members. Nothing is compiled or run.
 import argparse
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +42,14 @@ def cost(config: ConfigDict) -> dict[str, float]:
         condition = jax.eval_shape(encode, variables, image)
         denoise = functools.partial(model.apply, method="denoise")
         row["denoise"] = gflops(denoise, variables, x_t, t, condition)
-    sampling = config.sampling
-    views = denoiser.count_views(sampling.get("mirror", False))  # runs before it was known had one
-    calls = sampling.steps * sampling.members
-    row["segmentation"] = views * row["encode"] + calls * row["denoise"]
+    row["segmentation"] = of_segmentation(row, config.sampling, config.sampling.members)
     return row
+
+
+def of_segmentation(row: Mapping[str, float], sampling: Mapping[str, Any], members: float) -> float:
+    """GFLOP of a whole segmentation, of a row of `cost`, with so many members."""
+    views = denoiser.count_views(sampling["mirror"])
+    return views * row["encode"] + sampling["steps"] * members * row["denoise"]
 
 
 def main() -> None:

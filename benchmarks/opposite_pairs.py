@@ -10,14 +10,13 @@ Dice of the vote against the majority of the raters and the energy distance to t
 differences between pairs and the mean of the other two, with intervals over cases.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from benchmarks.provenance import write
-from medsegdiff_jax import cli, fusion, metrics, scored_files
+from medsegdiff_jax import atomic, cli, fusion, metrics, scored_files
 from medsegdiff_jax.metrics import aggregate
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Task, class_mask
@@ -83,7 +82,7 @@ def main(argv: list[str]) -> None:
             low, high = summary["low"], summary["high"]
             print(f"{metric:5}{name:11}{summary['mean']:+.4f} [{low:+.4f}, {high:+.4f}]")
     if _OUTPUT.value:
-        run = json.loads((Path(_PREDICTIONS.value) / "run.json").read_text())
+        run = atomic.read_json(Path(_PREDICTIONS.value) / "run.json")
         how = {"checkpoint": run["checkpoint"], "sampling": run["sampling"]}
         write(_OUTPUT.value, **how, scores=rows)
 

@@ -95,7 +95,7 @@ def read_plan(path: str) -> dict[str, Any]:
       InputError: no such file, a part of it is missing, or a row is like one that is not before it.
     """
     try:
-        plan = json.loads(Path(path).read_text())
+        plan = atomic.read_json(path)
         missing = {"title", "data", "training", "models", "seeds"} - plan.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--plan: {path} cannot be read ({error})") from error
@@ -150,10 +150,10 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
         command("train.py", *run.training, f"--workdir={workdir}")
         command("-m", "data", *run.training, f"--split={run.split}", f"--output={cases}")
         sample_and_score([workdir], cases, run.sampling, predictions)
-    done = json.loads((predictions / "run.json").read_text())
+    done = atomic.read_json(predictions / "run.json")
     ensemble = done["sampling"]["steps"] > 0 and done["sampling"]["members"] > 1
     count = ensemble and run.split == "test"
-    metrics = json.loads((score / "metrics.json").read_text())
+    metrics = atomic.read_json(score / "metrics.json")
     for folders in ("predictions", "references"):
         del metrics["run"][folders]  # where they lie on this machine
     seconds = [case["seconds"] for case in done["cases"].values()]
@@ -165,9 +165,9 @@ def measure(run: Run, work: Path) -> dict[str, Any]:
         "sampling": done["sampling"],
         "seconds_per_case": round(float(np.median(seconds)), 4),
         "stable_members": stable_members(run, workdir, cases, predictions) if count else None,
-        "cost": cost(ConfigDict(json.loads((workdir / "config.json").read_text())["config"])),
+        "cost": cost(ConfigDict(atomic.read_json(workdir / "config.json")["config"])),
         "scores": {key: value for key, value in metrics.items() if key != "conventions"},
-        "dice_of_cases": values_of_cases(score / "per_case.csv", "dice", digits=5),
+        "dice_of_cases": values_of_cases(score / "per_case.csv", "dice"),
         "group_of_cases": read_groups([cases], ()),
         "hardware": hardware(),
         "versions": versions(),
@@ -183,7 +183,7 @@ def stable_members(run: Run, workdir: Path, cases: Path, predictions: Path) -> d
     Returns:
       "mean" over "cases", "most" members allowed, how many cases were "unstable".
     """
-    done = json.loads((predictions / "run.json").read_text())
+    done = atomic.read_json(predictions / "run.json")
     names = sorted(done["cases"])
     chosen = names[:1] if done["task"]["modalities"] else names[:: -(-len(names) // STABLE_CASES)]
     names_file, output = predictions / "stable.txt", predictions / "stable"
@@ -191,7 +191,7 @@ def stable_members(run: Run, workdir: Path, cases: Path, predictions: Path) -> d
     command("sample.py", f"--checkpoint={workdir}", f"--input={cases}", f"--list={names_file}",
             f"--output={output}", "--save=mask", *run.sampling, f"--members={STABLE_MEMBERS}",
             "--tolerance=0.001")  # fmt: skip
-    stable = json.loads((output / "run.json").read_text())["cases"].values()
+    stable = atomic.read_json(output / "run.json")["cases"].values()
     members = np.array([case["members"] for case in stable])
     return {
         "mean": float(members.mean()),
@@ -205,7 +205,7 @@ def training_facts(path: Path) -> dict[str, float]:
     """Images seen, seconds of training (validation left out) and mean images/s of a run."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "images_per_second" in row]
-    config = json.loads((path.parent / "config.json").read_text())["config"]
+    config = atomic.read_json(path.parent / "config.json")["config"]
     steps = [row["step"] for row in rows]
     images = [(b - a) * config["batch_size"] for a, b in zip([0, *steps], steps, strict=False)]
     seconds = sum(n / row["images_per_second"] for n, row in zip(images, rows, strict=True))
@@ -235,7 +235,7 @@ def main(argv: list[str]) -> None:
     left = 0
     for run in runs_of(plan, folders):
         path = folder / run.file_name()
-        if path.exists() and json.loads(path.read_text())["commands"] == run.commands():
+        if path.exists() and atomic.read_json(path)["commands"] == run.commands():
             continue
         if time.monotonic() - began > 60 * _MINUTES.value:
             left += 1
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
         atomic.write_json(path, row)
     if left:
         print(f"{left} rows are left; the same command goes on")
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = [atomic.read_json(path) for path in sorted(folder.glob("*.json"))]
     left_out = sorted({row["model"] for row in rows} - plan["models"].keys())
     if left_out:
         print(f"{folder}: rows that are not in the plan are left out: {', '.join(left_out)}")

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import atomic, denoiser
+from benchmarks.network_cost import of_segmentation
+from medsegdiff_jax import atomic
 from medsegdiff_jax.types import InputError
 
 Row = dict[str, Any]  # a file written by `benchmarks.quality`
@@ -177,13 +178,13 @@ def _costs(rows: list[Row], models: list[str]) -> str:
 
 def _cost_cells(group: list[Row]) -> list[str]:
     datasets = ", ".join(dict.fromkeys(row["dataset"] for row in group))
-    spent = group[0]["cost"]
+    spent, how = group[0]["cost"], group[0]["sampling"]
     return [
         group[0]["model"],
         datasets,
         f"{spent['parameters']:.2f}",
         f"{spent['denoise']:.2f}" if spent["denoise"] else "",
-        f"{_gflop(group[0], group[0]['sampling']['members']):.1f}",
+        f"{of_segmentation(spent, how, how['members']):.1f}",
         _stable(group),
         f"{np.mean([row['seconds_per_case'] for row in group]):.2f}",
     ]
@@ -195,10 +196,5 @@ def _stable(group: list[Row]) -> str:
         return ""
     mean = np.mean([one["mean"] for one in found])
     unstable, cases = (sum(one[key] for one in found) for key in ("unstable", "cases"))
-    return f"{mean:.1f} ({unstable} of {cases} more; {_gflop(group[0], mean):.1f} GFLOP)"
-
-
-def _gflop(row: Row, members: float) -> float:
-    """Of one segmentation with the row's steps."""
-    spent, views = row["cost"], denoiser.count_views(row["sampling"].get("mirror", False))
-    return views * spent["encode"] + row["sampling"]["steps"] * members * spent["denoise"]
+    spent = of_segmentation(group[0]["cost"], group[0]["sampling"], mean)
+    return f"{mean:.1f} ({unstable} of {cases} more; {spent:.1f} GFLOP)"

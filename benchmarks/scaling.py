@@ -9,7 +9,6 @@ the price of splitting. Then, for machines that are not at hand, an estimate fro
 XLA for --estimate), the bytes above, and published figures; see `MACHINES` for the sources.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -23,7 +22,7 @@ from absl import flags
 from benchmarks.programs import messages, training_step
 from benchmarks.provenance import ROOT, write
 from configs import folder
-from medsegdiff_jax import cli
+from medsegdiff_jax import atomic, cli
 from medsegdiff_jax.types import InputError
 
 _CONFIG = flags.DEFINE_string("config", "configs/folder.py:default,tiny", "Measured on the CPU.")
@@ -66,7 +65,7 @@ def measure(devices: int) -> dict[str, Any]:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"{' '.join(command[1:])}: {done.stderr.strip().splitlines()[-1]}")
-        return json.loads(report.read_text())["rows"]["train"]
+        return atomic.read_json(report)["rows"]["train"]
     finally:
         report.unlink(missing_ok=True)
 

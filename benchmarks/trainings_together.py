@@ -15,7 +15,6 @@ and the condition models in the same way (--steps=0). Differences are those from
 cases, with intervals over trainings and cases. Whatever is finished in DIR is not done again.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from absl import flags
 from benchmarks.commands import sample_and_score, values_of_cases
 from benchmarks.provenance import write
 from benchmarks.quality_table import paired_difference
-from medsegdiff_jax import cli
+from medsegdiff_jax import atomic, cli
 from medsegdiff_jax.checkpoint import load_model
 from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.types import InputError
@@ -52,14 +51,14 @@ def score(checkpoints: list[str], cases: Path, sampling: list[str], folder: Path
     results = folder / "score"
     if not (results / "metrics.json").exists():
         sample_and_score(checkpoints, cases, sampling, folder)
-    done = json.loads((folder / "run.json").read_text())["cases"].values()
-    doubt = json.loads((results / "metrics.json").read_text())["uncertainty"]
+    done = atomic.read_json(folder / "run.json")["cases"].values()
+    doubt = atomic.read_json(results / "metrics.json")["uncertainty"]
     at_border = [one["border"]["ece"] for one in doubt["calibration"].values()]
     return {
         "members": max(case["members"] for case in done),
         "seconds": float(np.median([case["seconds"] for case in done])),
         "border_ece": float(np.mean(at_border)),
-        **{name: values_of_cases(results / "per_case.csv", name, digits=5) for name in METRICS},
+        **{name: values_of_cases(results / "per_case.csv", name) for name in METRICS},
     }
 
 

@@ -8,7 +8,7 @@ A builder of a dataset is its catalogue and a few words; see `SegmentationBuilde
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,19 +77,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         Raises:
           InputError: no path, or data that cannot be right.
         """
-        where = _where(data_config)
         window = tuple(data_config.window)
         options = Options(data_config.image_size, data_config.plane, window)
         cache = preparation.cache_root(data_config.cache_dir)
-        catalogue = cls._catalogue(**where)
-        name, _, _ = _identity(catalogue, options, cache)
-        prepared = cache / cls.name / name / VERSION
+        catalogue = cls._catalogue(data_config)
+        contents = digests(catalogue, cache / "digests", default_threads())
+        digest = _fingerprint(catalogue, contents, options)
+        prepared = cache / cls.name / _config_name(options, digest) / VERSION
         with preparation.locked(cache, cls.name):
             if not (prepared / "dataset_info.json").is_file():
                 with preparation.quiet_tfds():
-                    builder = cls(
-                        **where, options=options, data_dir=str(cache), file_format="array_record"
-                    )
+                    builder = cls(catalogue, contents, digest, options, cache)
                 preparation.write(builder)
                 builder.forget_staged()
         return prepared, catalogue.notes
@@ -101,29 +99,28 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         Raises:
           InputError: data that cannot be right, or fewer cases than `count`.
         """
-        catalogue = cls._catalogue(**_where(data_config))
+        catalogue = cls._catalogue(data_config)
         cases = catalogue.splits.get(split, ())
         write_cases(catalogue, cases[: check_count(count, split, len(cases))], output)
 
     @classmethod
-    def _catalogue(
-        cls, path: str, variant: str, validation_fraction: float, folds: int, fold: int
-    ) -> Catalogue:
+    def _catalogue(cls, data_config: Any) -> Catalogue:
         """`catalogue` with its arguments checked, or its fold."""
-        if not path:
+        if not data_config.path:
             raise InputError(f"data.path: give the folder of the dataset. {cls.instructions}")
-        root = Path(path).expanduser().resolve()
+        root = Path(data_config.path).expanduser().resolve()
         if not root.is_dir():
             raise InputError(f"data.path: no folder at {root}. {cls.instructions}")
-        if not 0 <= validation_fraction < 1:
+        if not 0 <= data_config.validation_fraction < 1:
             raise InputError("data.validation_fraction: must be at least 0 and below 1")
-        variant = variant or cls.variants[0]
+        variant = data_config.variant or cls.variants[0]
         if variant not in cls.variants:
             known = ", ".join(repr(one) for one in cls.variants)
             raise InputError(f"data.variant: {variant!r} is not one of {known}")
+        folds, fold = data_config.folds, data_config.fold
         if fold and not folds:
             raise InputError(f"data.fold: {fold} needs data.folds, the number of folds")
-        catalogue = cls.catalogue(root, variant, validation_fraction)
+        catalogue = cls.catalogue(root, variant, data_config.validation_fraction)
         if folds:
             splits = cross_validation(catalogue.splits, folds, fold)
             notes = (*catalogue.notes, f"cross-validation: fold {fold} of 0..{folds - 1} validates")
@@ -134,33 +131,25 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
     def __init__(
         self,
-        *,
-        path: str,
+        catalogue: Catalogue,
+        contents: Mapping[Path, str],
+        digest: str,
         options: Options,
-        variant: str = "",
-        validation_fraction: float = 0.1,
-        folds: int = 0,
-        fold: int = 0,
-        **kwargs: Any,
+        cache: Path,
     ) -> None:
-        """Reads, checks and stages the cases in the cache (`data_dir`).
+        """Reads, checks and stages the cases in the cache; `prepare` is the usual way in.
 
         Args:
-          path: folder of the dataset.
+          catalogue: the cases.
+          contents: file of theirs -> digest of its contents.
+          digest: the fingerprint of all that the examples depend on.
           options: how cases become examples.
-          variant: see `variants`.
-          validation_fraction: see `catalogue`.
-          folds: see `cross_validation`; 0 keeps the splits of `catalogue`.
-          fold: the one that validates.
-          **kwargs: `data_dir` and `file_format`, as in every TFDS builder.
+          cache: where the dataset will lie.
 
         Raises:
           InputError: data that cannot be right.
         """
-        cache = preparation.cache_root(kwargs.get("data_dir") or "")
-        catalogue = self._catalogue(path, variant, validation_fraction, folds, fold)
-        name, self._fingerprint, contents = _identity(catalogue, options, cache)
-        threads = default_threads()
+        self._fingerprint, threads = digest, default_threads()
         folder = cache / "staged" / self.name
         catalogue = with_windows(catalogue, contents, options, folder, threads)
         self._staged = stage(catalogue, contents, options, folder, threads)
@@ -169,8 +158,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self._splits, self._side = catalogue.splits, options.image_size
         counts = {len(case.annotations) for case in catalogue.cases}
         self._raters = counts.pop() if len(counts) == 1 else None  # a number of each case's own
-        config = tfds.core.BuilderConfig(name=name)
-        super().__init__(config=config, **kwargs)
+        config = tfds.core.BuilderConfig(name=_config_name(options, digest))
+        super().__init__(config=config, data_dir=str(cache), file_format="array_record")
 
     def forget_staged(self) -> None:
         """Removes the staged cases, once the records are written."""
@@ -254,18 +243,13 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 key += 1
 
 
-def _where(data_config: Any) -> dict[str, Any]:
-    """What says which cases there are, and in which split."""
-    fields = ("path", "variant", "validation_fraction", "folds", "fold")
-    return {field: data_config[field] for field in fields}
-
-
-def _identity(
-    catalogue: Catalogue, options: Options, cache: Path
-) -> tuple[str, str, dict[Path, str]]:
-    """Name of the TFDS config, fingerprint, and contents of the files."""
-    contents = digests(catalogue, cache / "digests", default_threads())
+def _fingerprint(catalogue: Catalogue, contents: Mapping[Path, str], options: Options) -> str:
+    """What the examples are made of, and how."""
     task = catalogue.task.to_json() if catalogue.task else None
     settings = {**vars(options), "task": task, "version": VERSION}
-    digest = fingerprint(catalogue, contents, json.loads(json.dumps(settings)))
-    return f"size{options.image_size}_{digest}", digest, contents
+    return fingerprint(catalogue, contents, json.loads(json.dumps(settings)))
+
+
+def _config_name(options: Options, digest: str) -> str:
+    """Of the TFDS config, which is a folder in the cache."""
+    return f"size{options.image_size}_{digest}"

@@ -10,6 +10,8 @@ from typing import Any
 from medsegdiff_jax.types import InputError, Task
 
 SPLITS = ("train", "validation", "test")
+CLASS_FILE = "dataset.json"
+MAX_LABEL = 65535
 TEST_FRACTION = 0.2  # of labelled cases without an official test set
 
 
@@ -120,10 +122,9 @@ def share_cases(
     cases: Iterable[Case], fraction: float
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """`share` of cases, by their ids."""
-    cases = tuple(cases)
-    taken = set(share((case.id for case in cases), fraction)[1])
-    kept = tuple(case for case in cases if case.id not in taken)
-    return kept, tuple(case for case in cases if case.id in taken)
+    by_id = {case.id: case for case in cases}
+    kept, taken = share(by_id, fraction)
+    return tuple(by_id[one] for one in kept), tuple(by_id[one] for one in taken)
 
 
 def held_out_splits(cases: Iterable[Case], fraction: float) -> dict[str, tuple[Case, ...]]:

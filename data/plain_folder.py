@@ -8,7 +8,6 @@
 Such a folder of pictures is itself a dataset of the kind `folder`.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalogue import Case, Catalogue
+from data.catalogue import CLASS_FILE, Case, Catalogue
 from data.staging import read_picture, read_volume
 from medsegdiff_jax import atomic, groups, imaging, volumes
 from medsegdiff_jax.progress import progress
@@ -47,7 +46,7 @@ def write_classes(output: Path, task: Task) -> None:
     """dataset.json with the classes of pictures."""
     classes = dict(zip(task.classes, task.label_values, strict=True))
     fields = {"classes": classes, "exclusive": task.exclusive}
-    atomic.write_text(output / "dataset.json", json.dumps(fields, indent=2) + "\n")
+    atomic.write_json(output / CLASS_FILE, fields)
 
 
 def refuse_others(output: Path, cases: Collection[str]) -> None:
@@ -99,7 +98,7 @@ def _mask_folder(output: Path, rater: str) -> Path:
 
 
 def _small(labels: np.ndarray) -> np.ndarray:
-    return labels.astype(np.uint8 if labels.max() <= 255 else np.uint16)
+    return labels.astype(np.min_scalar_type(labels.max()))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from data.catalogue import Case, Catalogue, MaskFile
+from data.catalogue import MAX_LABEL, Case, Catalogue, MaskFile
 from data.fingerprint import hash_tree
 from medsegdiff_jax import atomic, imaging, volumes
 from medsegdiff_jax.progress import progress
 from medsegdiff_jax.types import InputError, Modality, Task, case_key, check_one_of
 
 VERSION = "2.1.0"  # of what is stored; a new one prepares all data anew
-MAX_LABEL = 65535
 _WINDOW_SAMPLES = 10_000  # foreground voxels of each volume
 
 
@@ -61,7 +60,7 @@ class Facts:
       dtype: of the stored image.
       labels: of each rater who annotated it, label -> pixels at the size of the file.
       empty: of each example (slice), whether no rater marked anything that is left at its size.
-      turned: by an EXIF tag, in the eyes of viewers; not here.
+      turned: whether an EXIF tag has viewers show it turned; here it lies as it is stored.
     """
 
     shape: tuple[int, ...]
@@ -173,7 +172,7 @@ def read_case(
     size = (options.image_size, options.image_size)
     dtype = np.min_scalar_type(max(labels.max() for labels in raters))
     labels = np.stack(
-        [[resize_labels(plane, size, task) for plane in rater] for rater in raters], axis=1
+        [[resize_annotation(plane, size, task) for plane in rater] for rater in raters], axis=1
     ).astype(dtype)
     facts = Facts(
         shape=tuple(shape),
@@ -254,7 +253,7 @@ def read_volume(case: Case, task: Task) -> tuple[np.ndarray, list[np.ndarray], v
     return image, _annotations(case, read), grid
 
 
-def resize_labels(labels: np.ndarray, size: tuple[int, int], task: Task | None) -> np.ndarray:
+def resize_annotation(labels: np.ndarray, size: tuple[int, int], task: Task | None) -> np.ndarray:
     """Area majority; of each region on its own where regions overlap."""
     if task is None or task.exclusive:
         return imaging.resize_labels(labels, size)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalogue import Case, Catalogue, names
+from data.catalogue import CLASS_FILE, Case, Catalogue, names
 from data.staging import Facts
 from medsegdiff_jax.types import InputError, Task
 
-CLASS_FILE = "dataset.json"
 MAX_UNNAMED_CLASSES = 20
 _LOSSY = (".jpg", ".jpeg")
 

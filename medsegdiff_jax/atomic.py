@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the JSON and CSV among them."""
+"""Files that appear whole or not at all; JSON and CSV."""
 
 import contextlib
 import csv
@@ -54,6 +54,16 @@ def write_json(path: str | os.PathLike, tree: Any) -> None:
     """Writes strict JSON (NaN and infinity become null), indented, all or nothing."""
     text = json.dumps(_finite(tree), indent=2, allow_nan=False, ensure_ascii=False)
     write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file in UTF-8 holds, whatever the locale.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not JSON.
+    """
+    return json.loads(Path(path).read_text("utf-8"))
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:

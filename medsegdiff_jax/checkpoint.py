@@ -8,7 +8,6 @@ fingerprint). The latest and the best by validation Dice are kept. An exported f
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from medsegdiff_jax import networks, train_state
+from medsegdiff_jax import atomic, networks, train_state
 from medsegdiff_jax.train_state import TrainState
 from medsegdiff_jax.trees import differing
 from medsegdiff_jax.types import InputError, Params, Task
@@ -105,7 +104,7 @@ class LoadedModel:
     """A trained model, ready for inference.
 
     Attributes:
-      params: EMA parameters, float32, on the default device.
+      params: EMA parameters, float32.
       config: the config of the run.
       task: what it segments.
       description: one line that says which weights these are.
@@ -136,7 +135,7 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
         raise InputError(f"{root}: no such folder, so no checkpoint")
     if (root / "model.json").is_file():
         with _readable(root):
-            metadata = json.loads((root / "model.json").read_text())
+            metadata = atomic.read_json(root / "model.json")
             if metadata["format"] != EXPORT_FORMAT:
                 raise InputError(
                     f"{root}: exported in format {metadata['format']}; this version reads format "
@@ -222,7 +221,7 @@ def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, A
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / "params", params)
         described = {"format": EXPORT_FORMAT, **metadata}
-        (partial / "model.json").write_text(json.dumps(described, indent=2) + "\n")
+        atomic.write_json(partial / "model.json", described)
         if target.exists():
             target.rmdir()
         partial.rename(target)
@@ -232,10 +231,10 @@ def save_exported(path: str | os.PathLike, params: Params, metadata: dict[str, A
 
 def _load_step(folder: Path) -> LoadedModel:
     with _readable(folder):
-        metadata = json.loads((folder / "metadata" / "metadata").read_text())
-        dice = json.loads((folder / "metrics" / "metrics").read_text())[METRIC]
+        metadata = atomic.read_json(folder / "metadata" / "metadata")
+        dice = atomic.read_json(folder / "metrics" / "metrics")[METRIC]
         calibration = folder / CALIBRATION
-        stored = json.loads(calibration.read_text()) if calibration.is_file() else {}
+        stored = atomic.read_json(calibration) if calibration.is_file() else {}
         temperature = float(stored.get("temperature", 1.0))
         fitted_with = dict(stored.get("sampling", {}))
     ranked = "not validated" if dice == UNRANKED else f"validation Dice {dice:.4f}"

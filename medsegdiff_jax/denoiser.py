@@ -36,8 +36,8 @@ MembersFn = Callable[[Params, Array, Array, Array, Array], Drawn]
 int32) -> n members of B cases, and the probability of the condition model."""
 
 SegmentFn = Callable[[Params, Array, Array, Array, Array], Drawn]
-"""The same for n consecutive members of each case, so that it can go on where it stopped; the fifth
-argument is the index of the first of them, [B] int32."""
+"""(params, image, case, seed, index of the first member of each case [B] int32) -> the n members
+from there on, so that an ensemble can go on where it stopped; else as `MembersFn`."""
 
 PathFn = Callable[[Params, Array, Array, Array, Array], Array]
 """(params, image [B, H, W, C], case [B] uint32, seed uint32, index of a member of each case [B]

@@ -63,11 +63,11 @@ class Validation:
             same.
 
         Returns:
-          None if interrupted, else
-          Scalars {"dice", "iou", and with prefix "condition_" those of the condition model alone,
-          if it segments}: mean over cases (pictures, or volumes as far as their slices are
-          validated) and classes, empty masks by the strict policy; and pictures {"validation":
-          [H, W, 3] uint8}, a row per example: image, reference, probability, uncertainty.
+          (scalars, pictures), or None if interrupted. Scalars: "dice", "iou" and, with prefix
+          "condition_", those of the condition model alone, if it segments; means over cases
+          (pictures, or volumes as far as their slices are validated) and classes, empty masks by
+          the strict policy. Pictures: {"validation": [H, W, 3] uint8}, a row per example: image,
+          reference, probability, uncertainty.
         """
         task = self._dataset.task
         pairs: dict[str, dict[str, list[_Pair]]] = {}

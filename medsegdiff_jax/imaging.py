@@ -171,6 +171,12 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
+def rater_folders(root: Path) -> dict[str, Path]:
+    """Rater -> its folder masks_<rater>/ in `root`, sorted; empty where there are none."""
+    folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
+    return {path.name.removeprefix("masks_"): path for path in folders}
+
+
 def read_names(path: str | os.PathLike) -> list[str]:
     """Reads a list of case names, one per line; blank lines and a byte order mark do not count.
 

@@ -4,7 +4,6 @@ For every case its mask, and on request its probability, uncertainty, overlay an
 or, for volumes, NIfTI. `run.json` says how all of it was made and lists the cases that are done.
 """
 
-import json
 import logging
 import os
 import time
@@ -31,7 +30,7 @@ LARGEST_GROWTH = 2.0  # of masks by the decision; trained models stay near 1
 LIST_SECONDS = 10  # between updates of run.json; a killed run repeats no more than these
 
 _SAME_RUN = ("version", "checkpoint_sha256", "temperature", "sampling", "task")
-_MOVE_LAST_DIGITS_ONLY = ("member_chunk", "batch_size")
+_NOT_RECORDED = ("member_chunk", "batch_size")  # they change last digits only
 # The number of members and the decision do not change what the probabilities mean.
 _TEMPERATURE_DEPENDS_ON = ("steps", "sampler", "fusion", "mirror")
 
@@ -193,17 +192,18 @@ def _begin(
       what is left, and the cases that run.json listed before.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _earlier(folder)
-    if earlier.get("cases") and (fields := _differing(earlier, run)):
+    with atomic.alone(folder):
+        earlier = _earlier(folder)
+        changed = _differing(earlier, run)
+        run["cases"] = {} if changed else _finished(earlier["cases"], folder, cases, save)
+        atomic.write_json(folder / "run.json", run)
+    if changed and earlier.get("cases"):
         _log.warning(
             "%s: its results, made with another %s, are replaced; those of other cases or kinds "
             "stay, but run.json lists them no more",
             folder,
-            " and ".join(name.removeprefix("sampling.") for name in fields),
+            " and ".join(name.removeprefix("sampling.") for name in changed),
         )
-    with atomic.alone(folder):
-        run["cases"] = finished(folder, run, cases, save)
-        atomic.write_json(folder / "run.json", run)
     left = {case: paths for case, paths in cases.items() if case not in run["cases"]}
     if len(left) < len(cases):
         _log.info("%d of %d cases are done already", len(cases) - len(left), len(cases))
@@ -228,21 +228,16 @@ def _check(save: Sequence[str], task: Task, settings: Settings) -> None:
 def _list(folder: Path, run: Mapping[str, Any], cases: Mapping[str, Any]) -> None:
     """Writes run.json; what another call has meanwhile listed there of other cases stays."""
     with atomic.alone(folder):
-        listed = _listed(folder, run).items()
-        others = {case: entry for case, entry in listed if case not in cases}
+        earlier = _earlier(folder)
+        listed = {} if _differing(earlier, run) else earlier["cases"]
+        others = {case: entry for case, entry in listed.items() if case not in cases}
         atomic.write_json(folder / "run.json", {**run, "cases": run["cases"] | others})
-
-
-def _listed(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json lists, if written with the same version, model and settings; else nothing."""
-    earlier = _earlier(folder)
-    return {} if _differing(earlier, run) else earlier["cases"]
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
     """The run.json of an earlier call; empty if there is none or it is damaged."""
     try:
-        earlier = json.loads((folder / "run.json").read_text())
+        earlier = atomic.read_json(folder / "run.json")
         return earlier if isinstance(earlier["cases"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -254,26 +249,20 @@ def _differing(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     return differing(before, now)
 
 
-def finished(
+def _finished(
+    listed: Mapping[str, Any],
     folder: Path,
-    run: Mapping[str, Any],
     cases: Mapping[str, Sequence[Path]],
     save: Sequence[str],
 ) -> dict[str, Any]:
-    """Entries of the cases that earlier calls with the same settings (_SAME_RUN) have finished.
+    """The entries of `listed` (case -> entry) that still hold.
 
     A case counts if all that is to be saved of it is there, made of the same image files; one that
     is not among `cases`, if its files are there.
-
-    Args:
-      folder: where the earlier call wrote.
-      run: the head of run.json as this call would write it.
-      cases: case id -> files.
-      save: some of SAVE.
     """
     return {
         case: entry
-        for case, entry in _listed(folder, run).items()
+        for case, entry in listed.items()
         if (
             _is_up_to_date(entry, folder, cases[case], save)
             if case in cases
@@ -324,7 +313,7 @@ def describe(segmenter: Segmenter, settings: Settings) -> dict[str, Any]:
         "trainings": len(segmenter.params),
         "checkpoint_sha256": digest(segmenter.params),
         "temperature": segmenter.temperature,
-        "sampling": {k: v for k, v in vars(settings).items() if k not in _MOVE_LAST_DIGITS_ONLY},
+        "sampling": {k: v for k, v in vars(settings).items() if k not in _NOT_RECORDED},
         "task": segmenter.task.to_json(),
         "config": segmenter.config.to_dict(),
         "cases": {},

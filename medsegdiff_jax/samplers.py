@@ -65,7 +65,7 @@ class Sampler:
     """How to go from x_t to x_s.
 
     Attributes:
-      step: from a prediction at x_t to x_s, such as `ddim_step`; asks the denoiser no more.
+      step: from a prediction at x_t to x_s, such as `ddim_step`; does not call the denoiser.
       second_order: give it the x0 expected in the middle of the step, not the one of its start.
     """
 

@@ -1,7 +1,6 @@
 """Reading what is scored: references of every rater, and what sample.py saved of a case."""
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medsegdiff_jax import imaging, volumes
+from medsegdiff_jax import atomic, imaging, volumes
 from medsegdiff_jax.trees import differing
 from medsegdiff_jax.types import InputError, Task
 
@@ -102,7 +101,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, PredictedCase]]:
     """The run.json of a folder, and its cases."""
     path = folder / "run.json"
     try:
-        run = json.loads(path.read_text())
+        run = atomic.read_json(path)
         Task.from_json(run["task"])
         plane = run.get("config", {}).get("data", {}).get("plane", "axial")
         cases = {}
@@ -138,7 +137,7 @@ def find_references(roots: Sequence[str | os.PathLike], task: Task) -> dict[str,
         several raters in some folders alone.
     """
     of_roots = [_references_in(Path(root), task) for root in roots]
-    if len({found.keys() == {_SINGLE} for found in of_roots}) > 1:
+    if len({bool(imaging.rater_folders(Path(root))) for root in roots}) > 1:
         raise InputError(
             f"{' and '.join(map(str, roots))}: some have masks_<rater>/, others a single mask per "
             "case; score them apart"
@@ -156,29 +155,25 @@ def _references_in(root: Path, task: Task) -> dict[str, dict[str, Path]]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     suffixes = volumes.SUFFIXES if task.modalities else imaging.IMAGE_SUFFIXES
-    folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
+    folders = imaging.rater_folders(root)
     single = ("masks", "labelsTs", "labelsTr") if task.modalities else ("masks",)
     if folders and (root / "masks").is_dir():
-        _log.warning("%s: masks/ is not read, since there is %s/", root, folders[0].name)
+        _log.warning("%s: masks/ is not read, since there is masks_%s/", root, next(iter(folders)))
+    raters = {rater: imaging.files_by_stem(path, suffixes) for rater, path in folders.items()}
     if not folders:
         # A Decathlon folder may keep the labels of its test cases apart.
-        folders = [root / name for name in single if (root / name).is_dir()] or [root]
-        if folders == [root] and (root / "run.json").is_file():
+        places = [root / name for name in single if (root / name).is_dir()] or [root]
+        if places == [root] and (root / "run.json").is_file():
             raise InputError(f"{root}: holds predictions (it has a run.json), not references")
-        if not task.exclusive and folders[0].name.startswith("labelsT"):
+        if not task.exclusive and places[0].name.startswith("labelsT"):
             raise InputError(
-                f"{folders[0]}: holds the labels of a dataset, not the overlapping regions that "
+                f"{places[0]}: holds the labels of a dataset, not the overlapping regions that "
                 "the model learnt; write these with python -m data and score against them"
             )
         merged: dict[str, Path] = {}
-        for folder in reversed(folders):
+        for folder in reversed(places):
             merged |= imaging.files_by_stem(folder, suffixes)
         raters = {_SINGLE: merged}
-    else:
-        raters = {
-            folder.name.removeprefix("masks_"): imaging.files_by_stem(folder, suffixes)
-            for folder in folders
-        }
     if not any(raters.values()):
         raise InputError(f"{root}: holds no mask")
     return raters
@@ -262,12 +257,11 @@ def read_references(
 
 def read_members(case: PredictedCase, task: Task, shape: tuple[int, ...]) -> list[np.ndarray]:
     """Labels of every saved member, in the smallest type that holds them; [] without any."""
-    small = np.min_scalar_type(sum(task.label_values))
     members = []
     for path in case.files.get("members", []):
         labels, _ = read_labels(path, task)
         _check_shape(path, labels.shape, shape)
-        members.append(labels.astype(small))
+        members.append(labels.astype(task.label_dtype))
     return members
 
 

@@ -48,8 +48,8 @@ class CaseResult:
       probability: [H, W, K] float32 fused, in [0, 1], before the temperature (`Segmenter.scaled`).
       uncertainty: [H, W] float32 entropy of the members' mean, in [0, 1].
       fused_members: n, the number of members that were fused.
-      seconds: its share of the time from the end of one batch to that of the next, of all batches
-        that it was in.
+      seconds: its share of the wall-clock time: that of a batch, from the end of the one before, is
+        divided evenly among its cases.
       members: [n, H, W] label ids of each, or None if not asked for.
       path: [steps, S, S, 2 K] float32 how the first sample came about, at the network's size: the
         noisy masks, of unit variance, and the probabilities made of them; None if not asked for.

@@ -200,7 +200,8 @@ def run_loop(
                 if validates:
                     # Nothing would make up for the last one.
                     until = any_terminated if step < last else lambda: False
-                    dice = validate(step, state, validation, writer, progress, until)
+                    with progress.paused():
+                        dice = validate(step, state, validation, writer, until)
                     stop = stop or dice is None
                 checkpoints.save(state, dice)
             if stop:
@@ -215,14 +216,12 @@ def validate(
     state: TrainState,
     validation: Validation,
     writer: MetricWriter | NoWriter,
-    progress: Progress,
     interrupted: Callable[[], bool],
 ) -> float | None:
     """Validates the averaged parameters, writes what it finds, returns the Dice.
 
     If `interrupted` meanwhile, it writes nothing and returns None.
     """
-    progress.pause()
     found = validation.run(state.ema_params, interrupted)
     if found is None:
         _log.info("step %d  validation left off", step)
@@ -233,7 +232,6 @@ def validate(
     writer.flush()
     text = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
     _log.info("step %d  validation  %s", step, text)
-    progress.resume()
     return scalars["dice"]
 
 

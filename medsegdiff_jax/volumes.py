@@ -132,7 +132,7 @@ def read_image(paths: Sequence[Path], modalities: int) -> tuple[np.ndarray, Grid
         voxels = _voxels(image, path)
         if voxels.ndim == 4 and len(paths) > 1 and voxels.shape[3] == 1:
             voxels = voxels[..., 0]
-        if voxels.ndim != 3 + (voxels.ndim == 4 and len(paths) == 1) or 0 in voxels.shape:
+        if voxels.ndim not in ((3, 4) if len(paths) == 1 else (3,)) or 0 in voxels.shape:
             raise InputError(f"{path}: shape {voxels.shape} is not that of a volume")
         parts.append(voxels if voxels.ndim == 4 else voxels[..., None])
         grids.append(Grid(voxels.shape[:3], image.affine, image.header))

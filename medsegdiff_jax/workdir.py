@@ -50,7 +50,7 @@ def prepare_workdir(
     }
     path = workdir / "config.json"
     if path.exists():
-        earlier = json.loads(path.read_text())
+        earlier = atomic.read_json(path)
         before, now = (_comparable(one) for one in (earlier["config"], stored))
         for field in sorted(now.keys() | before):
             if field.partition(".")[0] not in _IDENTITY or field in _NO_IDENTITY:
@@ -74,7 +74,7 @@ def prepare_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
     check_hosts(workdir, metadata, start)  # after which all have read what process 0 now replaces
     if hosts.is_first():
-        atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
+        atomic.write_json(path, metadata)
     hosts.wait_for_all("config written")
     return metadata
 

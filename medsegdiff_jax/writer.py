@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +120,12 @@ class Progress:
             )
         return rate
 
-    def pause(self) -> None:
-        """Time until the next `resume` is not training time."""
-        self._paused = time.monotonic()
-
-    def resume(self) -> None:
-        """Ends `pause`."""
-        self._last_time += time.monotonic() - self._paused
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time in the block is not training time."""
+        began = time.monotonic()
+        yield
+        self._last_time += time.monotonic() - began
 
     def close(self) -> None:
         """Leaves the terminal tidy."""

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.catalogue import Case, Catalogue, MaskFile, names, read_json
+from data.catalogue import CLASS_FILE, MAX_LABEL, Case, Catalogue, MaskFile, names, read_json
 from data.folder.lists import FILES, assign, read_lists
 from data.pairing import paired
-from data.survey import CLASS_FILE
 from medsegdiff_jax.groups import read_groups
 from medsegdiff_jax.imaging import files_by_stem
 from medsegdiff_jax.types import InputError, Modality, Task
@@ -23,7 +22,6 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _CT = re.compile(r"(?<![^\W_])CTA?(?![^\W_])", re.IGNORECASE)
 _NO_CT = re.compile(r"(?<![^\W_])non?[\W_]+CTA?(?![^\W_])", re.IGNORECASE)
 _FOLDS = "splits_final.json"  # of nnU-Net
-_MAX_LABEL = 65535
 _MAX_REGIONS = 16  # bits of a label
 
 Files = dict[str, tuple[tuple[Path, ...], Path]]
@@ -130,8 +128,8 @@ def _task(
     numbers = [value for held in foreground.values() for value in held]
     if not foreground or not all(foreground.values()):
         raise InputError(f"{path}: has a label without value, or none besides the background")
-    if min(numbers) < 1 or max(numbers) > _MAX_LABEL:
-        raise InputError(f"{path}: labels besides the background must be in 1..{_MAX_LABEL}")
+    if min(numbers) < 1 or max(numbers) > MAX_LABEL:
+        raise InputError(f"{path}: labels besides the background must be in 1..{MAX_LABEL}")
     if regions:
         if len(foreground) > _MAX_REGIONS:
             raise InputError(f"{path}: {len(foreground)} regions; at most {_MAX_REGIONS} can be")

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.catalogue import Case, Catalogue, MaskFile, names, read_json
+from data.catalogue import CLASS_FILE, MAX_LABEL, Case, Catalogue, MaskFile, names, read_json
 from data.folder.lists import FILES, assign, read_lists
-from data.survey import CLASS_FILE
 from medsegdiff_jax.groups import read_groups
-from medsegdiff_jax.imaging import IMAGE_SUFFIXES, files_by_stem
+from medsegdiff_jax.imaging import IMAGE_SUFFIXES, files_by_stem, rater_folders
 from medsegdiff_jax.types import InputError, Task
 
 
@@ -60,9 +59,8 @@ def _images(root: Path) -> dict[str, Path]:
 
 def _masks(root: Path, images: dict[str, Path]) -> dict[str, dict[str, Path]]:
     """Rater name -> stem -> mask file; `masks_<rater>/` folders take precedence over `masks/`."""
-    folders = sorted(path for path in root.glob("masks_*") if path.is_dir())
     raters = {
-        path.name.removeprefix("masks_"): files_by_stem(path, IMAGE_SUFFIXES) for path in folders
+        name: files_by_stem(path, IMAGE_SUFFIXES) for name, path in rater_folders(root).items()
     }
     if not raters:
         if not (root / "masks").is_dir():
@@ -105,9 +103,9 @@ def _declared_task(path: Path) -> Task:
     if not isinstance(exclusive, bool):
         raise InputError(f"{path}: exclusive is true or false, not {exclusive!r}")
     values = tuple(classes.values())
-    known = all(type(value) is int and 1 <= value <= 65535 for value in values)
+    known = all(type(value) is int and 1 <= value <= MAX_LABEL for value in values)
     if not values or not known or len(set(values)) < len(values):
-        raise InputError(f"{path}: label values must be different integers in 1..65535")
+        raise InputError(f"{path}: label values must be different integers in 1..{MAX_LABEL}")
     if not exclusive and any(value & (value - 1) for value in values):
         raise InputError(f"{path}: overlapping regions need powers of two as label values")
     return Task(tuple(classes), values, exclusive, 0)

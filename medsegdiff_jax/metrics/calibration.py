@@ -97,7 +97,6 @@ def measure_calibration(
     probability: np.ndarray,
     reference: np.ndarray,
     where: np.ndarray | None = None,
-    bins: int = BINS,
 ) -> Calibration:
     """Compares the foreground probability of one case and class with its reference.
 
@@ -105,7 +104,6 @@ def measure_calibration(
       probability: array of any shape in [0, 1].
       reference: array of the same shape in [0, 1]: a mask, or the fraction of the raters.
       where: bool array of the same shape, the pixels that count; None for all.
-      bins: how many; only results of one number add.
 
     Raises:
       InputError: different shapes, or values outside [0, 1].
@@ -116,12 +114,12 @@ def measure_calibration(
             raise InputError(f"where: shape {np.shape(where)} is not {probability.shape}")
         probability, reference = probability[where], reference[where]
     probability, reference = probability.reshape(-1), reference.reshape(-1)
-    sums = Calibration(np.zeros(bins, np.int64), np.zeros(bins), np.zeros(bins), 0.0)
+    sums = Calibration(np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS), 0.0)
     for start in range(0, probability.size, _CHUNK):
         p = probability[start : start + _CHUNK].astype(np.float64)
         y = reference[start : start + _CHUNK].astype(np.float64)
-        index = np.minimum((p * bins).astype(np.int64), bins - 1)
-        count, of_p, of_y = (np.bincount(index, weights, bins) for weights in (None, p, y))
+        index = np.minimum((p * BINS).astype(np.int64), BINS - 1)
+        count, of_p, of_y = (np.bincount(index, weights, BINS) for weights in (None, p, y))
         sums += Calibration(count, of_p, of_y, float(((p - y) ** 2 + y * (1 - y)).sum()))
     return sums
 

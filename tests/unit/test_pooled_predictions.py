@@ -180,6 +180,21 @@ def test_single_masks_and_those_of_raters_are_not_mixed(folds):
         scoring.evaluate(predictions, references, None, "strict", 2.0)
 
 
+@pytest.mark.parametrize("names", [("reference", "one"), ("one", "reference")])
+def test_raters_are_told_by_the_layout_not_by_their_names(tmp_path, names):
+    for folder, rater in zip("xy", names, strict=True):
+        write_mask(tmp_path / folder / f"masks_{rater}" / f"{folder}.png", 3)
+    found = scored_files.find_references([tmp_path / "x", tmp_path / "y"], TASK)
+    assert {rater: list(masks) for rater, masks in found.items()} == {
+        names[0]: ["x"],
+        names[1]: ["y"],
+    }
+    write_mask(tmp_path / "z" / "masks" / "z.png", 3)
+    for folder in "xy":
+        with pytest.raises(InputError, match="some have masks_<rater>/, others a single mask"):
+            scored_files.find_references([tmp_path / folder, tmp_path / "z"], TASK)
+
+
 def test_the_report_counts_the_raters_of_a_case(folds):
     predictions, references = folds
     for folder, rater in zip(references, ("anna", "ben"), strict=True):

@@ -73,9 +73,8 @@ def test_without_a_terminal_progress_is_a_line_with_rate_and_time_left(monkeypat
     for _ in range(10):
         progress.step()
     now[0] += 3
-    progress.pause()
-    now[0] += 50  # validation
-    progress.resume()
+    with progress.paused():
+        now[0] += 50  # validation
     now[0] += 2
     with caplog.at_level(logging.INFO, logger="medsegdiff_jax"):
         rate = progress.report(20, {"loss": 0.25})
