@@ -63,6 +63,10 @@ def test_other_settings_than_those_of_the_fit_are_named(workdir, command, disc_f
     assert warning in said(tmp_path / "exported", "--steps=2")
     assert "was fitted with" not in said(workdir, "--steps=1")
     assert "was fitted with" not in said(workdir, "--steps=2", "--fusion=vote")
+    for flags, mirror in (((), True), (("--nomirror",), False)):
+        said(workdir, "--steps=1", "--members=3", *flags)
+        run = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert run["sampling"]["mirror"] == mirror
 
 
 def test_other_data_than_those_of_the_training_are_refused(workdir, command):

@@ -116,6 +116,23 @@ def test_ct_gets_one_window_from_the_labelled_voxels(tmp_path):
     assert dataset.task.modalities[0].window == (50, 150)
 
 
+def test_scans_of_the_test_split_do_not_count_in_the_window(tmp_path):
+    root = ct_folder(tmp_path / "input", (50, 60, 70, 80, 90, 100, 110, 150))
+    hu = [blocks_at(dict.fromkeys(range(8), 900), rest=-1000)] * 2
+    save(root / "imagesTr" / "a1_0000.nii.gz", hu, np.int16, 1)
+    (root / "test.txt").write_text("a1\n")
+    assert load(config_folder, root).task.modalities[0].window == (50, 150)
+
+
+def test_a_window_that_is_given_replaces_the_measured_one(tmp_path):
+    root = ct_folder(tmp_path / "input", (50, 60, 70, 80, 90, 100, 110, 150))
+    dataset = load(config_folder, root, window=(0.0, 200.0))
+    assert dataset.task.modalities[0].window == (0, 200)
+    middles = dataset.sources["train"][0]["image"][2::4, 2::4, 0].ravel()  # of the blocks
+    expected = [50, 60, 70, 80, 90, 100, 110, 150, *[0] * 8]
+    np.testing.assert_allclose(middles / 65535 * 200, expected, atol=0.01)
+
+
 def test_all_folds_have_one_window(tmp_path):
     root = ct_folder(tmp_path / "input", (50, 60, 70, 80, 90, 100, 110, 150))
     for number, low in enumerate((10, 20, 30)):  # in each volume another range

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medsegdiff_jax import checkpoint, denoiser, imaging
+from medsegdiff_jax import checkpoint, denoiser, imaging, input_pipeline, metrics
 from medsegdiff_jax.segmenter import Segmentation, Segmenter
 from medsegdiff_jax.types import InputError
+from tests.runs import logged
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,23 @@ def assert_alike(ours, theirs, pick=slice(None)):
         np.testing.assert_allclose(ours_field, theirs_field, atol=1e-5, err_msg=field)
     assert np.mean(ours.mask != theirs.mask[pick]) < 1e-3
     assert np.mean(ours.members != theirs.members[pick]) < 1e-3
+
+
+def test_validation_scores_what_the_segmenter_would_answer(trained):
+    """With the averaged weights, the seed and the fusion of the run, pixel by pixel."""
+    loaded = checkpoint.load_model(trained)
+    dataset = input_pipeline.load(loaded.config.data)
+    (batch,) = input_pipeline.eval_batches(dataset, "validation", batch_size=4)
+    images = np.stack([example["image"] for example in dataset.sources["validation"]])
+    settings = {"mirror": False, "decision": "probable", "seed": loaded.config.seed}
+    (row,) = [one for one in logged(trained) if "validation/dice" in one]
+    found = {}
+    for name, steps in (("dice", 2), ("condition_dice", 0)):
+        answer = Segmenter(loaded)(images, case_ids=batch["id"], steps=steps, members=2, **settings)
+        dice = metrics.dice(answer.mask > 0, batch["mask"][..., 0] > 0, axis=(1, 2))
+        found[name] = np.mean(dice)
+        assert found[name] == pytest.approx(row[f"validation/{name}"], abs=1e-6)
+    assert 0.1 < found["dice"] != found["condition_dice"]
 
 
 @pytest.mark.parametrize("shape", [(24, 24, 3), (31, 17, 3), (9, 40, 1), (1, 1, 3), (16, 16, 1)])

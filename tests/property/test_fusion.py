@@ -22,7 +22,7 @@ ROUNDED_UP = np.ones((8, 26), np.uint8)
 ROUNDED_UP[(0, 0, 0, 1, 1, 2, 5, 5), (0, 3, 5, 0, 1, 4, 1, 2)] = 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stacks)
 @example(ROUNDED_UP)
 def test_staple_of_any_stack_is_finite(raters):
@@ -33,7 +33,18 @@ def test_staple_of_any_stack_is_finite(raters):
     assert result.probability.shape == raters.shape[1:]
 
 
-@settings(max_examples=50, deadline=None)
+def test_staple_of_exclusive_classes_is_each_against_the_rest():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (12, 10))
+    raters = np.where(rng.random((5, 12, 10)) < 0.2, rng.integers(0, 3, (5, 12, 10)), truth)
+    members = np.eye(3, dtype=np.float32)[raters]
+    each = np.stack([fusion.staple(members[..., k] > 0).probability for k in range(3)], axis=-1)
+    found = fusion.fuse(members, EXCLUSIVE, "staple")
+    np.testing.assert_allclose(found, each / each.sum(-1, keepdims=True), atol=1e-6)
+    assert np.abs(found - fusion.fuse(members, EXCLUSIVE, "vote")).max() > 0.05
+
+
+@settings(max_examples=50)
 @given(hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 1)), st.integers(1, 9))
 def test_staple_of_unanimous_raters_is_their_mask(mask, raters):
     result = fusion.staple(np.stack([mask] * raters))

@@ -12,7 +12,7 @@ from medsegdiff_jax.types import InputError
 masks = hnp.arrays(np.bool_, (7, 9))
 stacks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 5), st.just(3), st.just(4)))
 sizes = st.floats(0.1, 10)
-examples = settings(max_examples=60, deadline=None)
+examples = settings(max_examples=60)
 
 
 @examples

@@ -17,7 +17,7 @@ SCHEDULES = {
 }
 scales = st.sampled_from([0.1, 0.3, 1.0])
 kinds = st.sampled_from(sorted(SCHEDULES))
-examples = settings(max_examples=40, deadline=None)
+examples = settings(max_examples=40)
 
 
 def make(prediction, kind=("linear", True), scale=0.3, one_hot=False):

@@ -119,7 +119,7 @@ def test_simpleitk_sees_the_same_geometry(tmp_path, scan):
         assert_array_equal(sitk.GetArrayFromImage(image) > 100, sitk.GetArrayFromImage(answer))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scale=st.floats(1e-3, 1e6), seed=st.integers(0, 99))
 def test_mr_intensities_have_no_unit(scale, seed):
     rng = np.random.default_rng(seed)
@@ -129,6 +129,13 @@ def test_mr_intensities_have_no_unit(scale, seed):
     scaled = volumes.to_stored((volume * np.float32(scale)), MR).astype(int)
     assert np.abs(stored - scaled).max() <= 1  # rounding to 16 bits
     assert stored.max() == 65535 and (stored[:3] == 0).all()
+
+
+def test_air_and_the_outermost_intensities_do_not_count_in_mr():
+    within = np.random.default_rng(0).permutation(np.arange(1, 1001, dtype=np.float32))
+    volume = np.concatenate([np.zeros(5000, np.float32), within])
+    found = volumes.intensity_range(volume, MR[0])
+    assert found == pytest.approx(np.percentile(within, (0.5, 99.5)))
 
 
 def test_a_ct_window_is_absolute():

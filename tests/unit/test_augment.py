@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from medsegdiff_jax.augment import Augmentation, augment
 from medsegdiff_jax.types import InputError
@@ -118,6 +119,68 @@ def test_intensity_changes_leave_the_labels(field, value):
     np.testing.assert_array_equal(same, labels)
     assert np.abs(changed - image).max() > 0.01
     assert changed.dtype == np.float32
+
+
+def drawn(field, value, measure, probability=1.0):
+    """What `measure` finds in 300 draws with one strength alone."""
+    settings = Augmentation(flip=False, probability=probability, **(OFF | {field: value}))
+    return np.array([measure(settings, np.random.default_rng(seed)) for seed in range(300)])
+
+
+def dots(settings, rng):
+    """Places of two dots, 16 pixels apart and around the middle, after an augmentation."""
+    image = np.zeros((SIDE + 1, SIDE + 1, 2), np.float32)
+    for channel, column in enumerate((16, 32)):
+        image[SIDE // 2 - 1 : SIDE // 2 + 2, column - 1 : column + 2, channel] = 1
+    moved, _ = augment(image, np.zeros(image.shape[:2], np.uint8), rng, settings)
+    return np.array([ndimage.center_of_mass(moved[..., channel]) for channel in (0, 1)])
+
+
+def zoom(settings, rng):
+    """Logarithm of the distance of two dots over what it was."""
+    left, right = dots(settings, rng)
+    return np.log(np.linalg.norm(left - right) / 16)
+
+
+def flat(level, exponent=False):
+    """Mean, or the exponent, of what becomes of a constant image."""
+
+    def measure(settings, rng):
+        image = np.full((9, 9, 1), level, np.float32)
+        changed, _ = augment(image, np.zeros((9, 9), np.uint8), rng, settings)
+        mean = float(changed.mean())
+        return np.log(np.log(mean) / np.log(level)) if exponent else mean - level
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "measure", "bound"),
+    [
+        ("scale", 0.25, zoom, np.log(1.25)),
+        ("translate", 0.1, lambda s, rng: dots(s, rng)[0, 0] - SIDE // 2, 0.1 * (SIDE + 1)),
+        ("translate", 0.1, lambda s, rng: dots(s, rng)[0, 1] - 16, 0.1 * (SIDE + 1)),
+        ("gamma", 0.5, flat(0.4, exponent=True), np.log(1.5)),
+        ("intensity", 0.3, flat(0.0), 0.3),  # brightness; nothing else changes black
+    ],
+    ids=["zoom", "down", "across", "gamma", "brightness"],
+)
+def test_strengths_are_reached_on_both_sides_and_not_passed(field, value, measure, bound):
+    found = drawn(field, value, measure)
+    assert np.abs(found).max() <= bound * 1.06  # dots are measured to a part of a pixel
+    assert found.max() > 0.85 * bound and found.min() < -0.85 * bound
+    assert np.abs(found.mean()) < 0.15 * bound
+
+
+@pytest.mark.parametrize("field", ["translate", "gamma", "intensity"])
+def test_each_change_has_the_probability_that_is_set(field):
+    image, labels = painted(0)
+    image = 0.5 * image + 0.2
+
+    def changes(settings, rng):
+        return not np.allclose(augment(image, labels, rng, settings)[0], image, atol=1e-4)
+
+    assert drawn(field, 0.2, changes, probability=0.3).mean() == pytest.approx(0.3, abs=0.08)
 
 
 def test_wrong_fields_are_named():

@@ -1,5 +1,7 @@
 """The ensemble: what a case's samples depend on, and what runs inside the loop."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from medsegdiff_jax import denoiser, networks, process
+from medsegdiff_jax import denoiser, networks, process, samplers
 from medsegdiff_jax.types import InputError, Task
 
 TASK = Task(("lesion",), (1,), True, 3)
@@ -76,6 +78,33 @@ def test_members_come_in_pairs_that_start_from_opposite_noise(model, image, samp
     np.testing.assert_allclose(start[0], -start[1], atol=1e-6)
     assert np.abs(start[0, 0] - start[0, 1]).max() > 1  # another pair, other noise
     assert 0.8 < start[0].std() < 1.2
+
+
+def test_the_steps_of_a_pair_have_noise_of_their_own():
+    case, members = jnp.array([5, 5, 6], jnp.uint32), jnp.array([0, 1, 0])
+    start, keys = denoiser._start(np.uint32(0), case, members, (3, SIZE, SIZE, 1))
+    np.testing.assert_array_equal(start[0], -start[1])
+    drawn = np.asarray(samplers.gaussian_like(keys, start)).reshape(3, -1)
+    assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.3
+
+
+def test_the_network_sees_noisy_masks_of_unit_variance_as_in_training():
+    seen = []
+
+    def apply(variables, x_t, t, condition, method):
+        seen.append(x_t)
+        return jnp.zeros_like(x_t)
+
+    config = base.get_config().diffusion
+    diffusion = process.build(config, one_hot=False)
+    mask = jnp.asarray(np.random.default_rng(0).random((2, 64, 64, 1)) < 0.5, jnp.float32)
+    noise = jax.random.normal(jax.random.key(0), mask.shape)
+    for t in (50, 500, 950):
+        x_t = diffusion.corrupt(diffusion.mask_to_x0(mask), noise, jnp.int32(t))
+        found = denoiser.bind(SimpleNamespace(apply=apply), diffusion, {}, None)(x_t, jnp.int32(t))
+        assert float((seen[-1] ** 2).mean()) == pytest.approx(1, abs=0.1)
+        alpha, sigma = diffusion.schedule.alpha[t], diffusion.schedule.sigma[t]
+        np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, x_t, atol=1e-5)
 
 
 def test_each_case_may_continue_its_own_ensemble(model, image):

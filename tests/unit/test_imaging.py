@@ -31,7 +31,7 @@ def save(path, array, **kwargs):
     return path
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     radius=st.floats(SMALLEST_RADIUS, 2 * SMALLEST_RADIUS),
     stretch=st.tuples(st.floats(0.5, 3.0), st.floats(0.5, 3.0)),
@@ -52,7 +52,7 @@ def test_resize_labels_keeps_the_area_of_a_disc(radius, stretch, margin, shift):
     assert abs(resized.mean() / inside.mean() - 1) <= 0.01
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     source=st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -261,7 +261,7 @@ def test_unit_range():
     np.testing.assert_array_equal(imaging.to_unit(np.full(3, 9, np.float32)), np.zeros(3))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scale=st.floats(0.05, 1.0), offset=st.floats(-0.5, 0.5))
 def test_zscore_ignores_scale_and_offset(scale, offset):
     image = np.random.default_rng(0).random((8, 9, 3)).astype(np.float32)
@@ -293,7 +293,7 @@ def test_the_unit_of_a_picture_does_not_matter(largest):
     assert imaging.to_unit(scaled).max() > 0.99
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["uint8", "uint16", "unit", "signed", "dark"]),

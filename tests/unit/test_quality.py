@@ -161,7 +161,7 @@ def test_a_wrong_plan_is_named(tmp_path, text):
 
 def test_a_case_has_the_mean_over_its_classes(tmp_path):
     (tmp_path / "per_case.csv").write_text("case,class,dice\nx,a,0.5\ny,a,0.25\nx,b,0.75\n")
-    assert commands.values_of_cases(tmp_path / "per_case.csv", "dice", digits=5) == {
+    assert commands.values_of_cases(tmp_path / "per_case.csv", "dice") == {
         "x": 0.625,
         "y": 0.25,
     }
@@ -184,5 +184,7 @@ def test_shipped_rows_were_made_by_the_commands_of_the_shipped_plans(plan):
     content = quality.read_plan(str(plans / f"{plan}.json"))
     runs = quality.runs_of(content, dict.fromkeys(content["data"], "/data"))
     commands = {run.file_name(): run.commands() for run in runs}
-    for path in (rows / plan).glob("*.json"):
+    shipped = list((rows / plan).glob("*.json"))
+    assert shipped or plan == "paper_256px"  # which nobody has run yet
+    for path in shipped:
         assert json.loads(path.read_text())["commands"] == commands[path.name], path.name

@@ -78,7 +78,7 @@ def test_refusals():
             schedules.build(kind, 0, False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_trajectory_falls_from_t_to_0_in_even_strides(data):
     num_timesteps = data.draw(st.integers(1, 4000))

@@ -36,14 +36,14 @@ def setting():
 
 
 def updated(setting, **fields):
-    """Gradient and loss terms of one step with changed config fields."""
+    """Gradient, loss terms and new state of one step with changed config fields."""
     config, model, diffusion, optimizer, state, batch = setting
     changed = config.copy_and_resolve_references()
     changed.update(fields)
     objective = losses.build(config.loss)
     step = train_step.make_train_step(model, diffusion, objective, optimizer, changed)
     new, terms = jax.jit(step)(state, batch)
-    return jax.tree.map(jnp.subtract, state.params, new.params), terms
+    return jax.tree.map(jnp.subtract, state.params, new.params), terms, new
 
 
 def assert_close(ours, theirs):
@@ -53,9 +53,13 @@ def assert_close(ours, theirs):
 
 
 def test_parts_are_the_whole(setting):
-    whole, whole_terms = updated(setting)
-    parts, part_terms = updated(setting, accumulate_steps=2)
+    whole, whole_terms, once = updated(setting)
+    parts, part_terms, then = updated(setting, accumulate_steps=2, ema_decay=0.25)
     assert_close(parts, whole)
+    old = setting[4].params
+    for new, decay in ((once, 4 / 13), (then, 0.25)):  # at step 3 the warm-up bounds the default
+        moved = jax.tree.map(lambda a, b, kept=decay: a + (1 - kept) * (b - a), old, new.params)
+        assert_close(new.ema_params, moved)
     for name, value in whole_terms.items():
         np.testing.assert_allclose(part_terms[name], value, rtol=1e-4, err_msg=name)
 
@@ -77,7 +81,7 @@ def test_the_gradient_is_that_of_the_loss(setting):
         objective = losses.build(config.loss)
         return objective(diffusion, output, condition, batch["mask"], eps, t)["total"].mean()
 
-    gradient, terms = updated(setting)
+    gradient, terms, _ = updated(setting)
     np.testing.assert_allclose(terms["total"].mean(), loss(state.params), rtol=1e-4)
     assert_close(gradient, jax.jit(jax.grad(loss))(state.params))
 

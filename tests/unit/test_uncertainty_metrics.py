@@ -155,6 +155,9 @@ def test_entropy_counts_where_something_is_predicted_or_in_doubt():
     assert ranking.region_entropy(np.zeros(10)) == 0
     assert ranking.region_entropy(np.array([0.0, 0.5, 1.0])) == pytest.approx(0.5)
     assert ranking.region_entropy(np.full(4, 0.5, np.float32)) == pytest.approx(1)
+    # 0.722, 0.485 and 0.469 bits; the second is not in doubt enough, the third is predicted.
+    found = ranking.region_entropy(np.array([0.2, 0.105, 0.9]))
+    assert found == pytest.approx((0.7219 + 0.4690) / 2, abs=1e-4)
 
 
 # --- scoring ----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     assert rows[-1] == {"step": 25, "loss/total": 0.5}
     assert rows[0] == {"step": 10, "loss/total": pytest.approx(0.1)}
     resumed.close()
-    assert not list(tmp_path.glob("*.partial"))
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) >= 1
     anew = MetricWriter(tmp_path, 0)
     anew.close()
