@@ -126,6 +126,7 @@ def test_scans_of_the_test_split_do_not_count_in_the_window(tmp_path):
 
 def test_a_window_that_is_given_replaces_the_measured_one(tmp_path):
     root = ct_folder(tmp_path / "input", (50, 60, 70, 80, 90, 100, 110, 150))
+    assert load(config_folder, root).task.modalities[0].window == (50, 150)
     dataset = load(config_folder, root, window=(0.0, 200.0))
     assert dataset.task.modalities[0].window == (0, 200)
     middles = dataset.sources["train"][0]["image"][2::4, 2::4, 0].ravel()  # of the blocks
