@@ -1,10 +1,13 @@
 """Validation scores: whole volumes, not slices; empty masks count."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from medsegdiff_jax import display, evaluator, metrics
+from medsegdiff_jax import display, evaluator, metrics, trainer
 from medsegdiff_jax.types import Modality, Task
+from medsegdiff_jax.writer import NoWriter
 
 ONE_HOT = Task(("a", "b"), (1, 2), True, 1)
 BINARY = Task(("lesion",), (1,), True, 1)
@@ -53,3 +56,15 @@ def test_pictures_show_the_slice_in_the_middle_of_those_beside_it():
     batch = {"valid": np.array([True]), "image": image, "mask": blank}
     (row,) = evaluator._picture_rows(batch, blank, blank[..., 0], task)
     np.testing.assert_array_equal(row[:, :6], display.to_rgb(image[0, ..., 4:5]))
+
+
+def test_it_is_the_averaged_weights_that_are_validated():
+    given = []
+
+    def run(params, interrupted):
+        given.append(params)
+        return {"dice": 0.5}, {}
+
+    state = SimpleNamespace(params="newest", ema_params="averaged")
+    dice = trainer.validate(7, state, SimpleNamespace(run=run), NoWriter(), lambda: False)
+    assert (given, dice) == (["averaged"], 0.5)
