@@ -71,7 +71,7 @@ def row(model, dice, seed=0):
             },
         },
         "dice_of_cases": {"x": dice[0], "y": dice[1]},
-        "sampling": {"steps": 2, "members": 3},
+        "sampling": {"steps": 2, "members": 3, "mirror": False},
         "cost": {"parameters": 4.94, "encode": 1.0, "denoise": 2.0},
         "seconds_per_case": 0.5,
         "stable_members": {"mean": 12.0 + seed, "cases": 20, "most": 50, "unstable": 1},
