@@ -81,10 +81,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         options = Options(data_config.image_size, data_config.plane, window)
         cache = preparation.cache_root(data_config.cache_dir)
         catalogue = cls._catalogue(data_config)
-        contents = digests(catalogue, cache / "digests", default_threads())
-        digest = _fingerprint(catalogue, contents, options)
-        prepared = cache / cls.name / _config_name(options, digest) / VERSION
         with preparation.locked(cache, cls.name):
+            contents = digests(catalogue, cache / "digests", default_threads())
+            digest = _fingerprint(catalogue, contents, options)
+            prepared = cache / cls.name / _config_name(options, digest) / VERSION
             if not (prepared / "dataset_info.json").is_file():
                 with preparation.quiet_tfds():
                     builder = cls(catalogue, contents, digest, options, cache)

@@ -131,11 +131,7 @@ def sample(command, trained, disc_folder, tmp_path):
     [
         ({"save": "mask,masks"}, "masks"),
         ({"sampler": "nonesuch"}, "sampler: 'nonesuch'"),
-        ({"fusion": "max"}, "fusion: 'max'"),
         ({"members": "two"}, "members"),
-        ({"members": 0}, "members"),
-        ({"seed": -1}, "seed: -1"),
-        ({"steps": 5000}, "5000"),
         ({"input": "nowhere"}, "nowhere: no such file or folder"),
         ({"input": "setup.cfg"}, "setup.cfg: no image"),
         ({"input": "configs"}, "configs: no image"),
@@ -233,9 +229,11 @@ def evaluate(command, disc_folder, tmp_path):
             *flags,
         )
 
-    assert "1.0000" in run().output
-    shutil.rmtree(tmp_path / "report")
     return run
+
+
+def test_without_mistakes_the_evaluation_of_these_tests_works(evaluate):
+    assert "1.0000" in evaluate().output
 
 
 @pytest.mark.parametrize(

@@ -207,12 +207,6 @@ def test_impossible_values_name_their_field(tiny_config, tmp_path, field, value)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_condition_prior_needs_logits(tiny_config, tmp_path):
-    tiny_config.diffusion.prediction = "v"
-    with pytest.raises(InputError, match="model.condition_prior"):
-        trainer.train(tiny_config, str(tmp_path))
-
-
 def test_a_wrong_loss_optimizer_or_empty_validation_is_refused_before_the_workdir_is_made(
     tiny_config, disc_folder, tmp_path
 ):
