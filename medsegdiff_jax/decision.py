@@ -59,41 +59,61 @@ def rule(method: str, planes: Callable[[], Iterable[np.ndarray]], task: Task) ->
         return functools.partial(fusion.decide, task=task)
     # The search looks only at pixels that some threshold could still mark, and returns the moves
     # that it made, not a mask: they are made again on one plane of a volume at a time.
+    common, marked, volume = _sums(planes(), task)
+    expected, denominator = _expected_dice(common, marked, volume)
+    candidates = np.concatenate([_candidates(plane, expected, task) for plane in planes()])
+    moves = _search(candidates, expected, denominator, volume, task)
+    return functools.partial(_decide, moves=moves, task=task)
+
+
+def _sums(planes: Iterable[np.ndarray], task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class over all pixels: p where it is probable, how many that are, and p."""
     common, marked, volume = np.zeros((3, len(task.classes)))
-    for plane in planes():
+    for plane in planes:
         p = plane[..., task.foreground]
         chosen = fusion.decide(plane, task)[..., task.foreground].astype(bool)
         pixels = tuple(range(p.ndim - 1))
         common += np.sum(p, axis=pixels, dtype=np.float64, where=chosen)
         marked += np.sum(chosen, axis=pixels)
         volume += np.sum(p, axis=pixels, dtype=np.float64)
-    expected, denominator = _expected_dice(common, marked, volume)
+    return common, marked, volume
 
-    def candidates_of(plane: np.ndarray) -> np.ndarray:
-        """Pixels that are marked or worth at least half of any threshold so far."""
-        high = plane[..., task.foreground] > expected / 4
-        chosen = fusion.decide(plane, task)[..., task.foreground] > 0
-        return plane[(high | chosen).any(-1)]
 
-    candidates = np.concatenate([candidates_of(plane) for plane in planes()])
+def _candidates(plane: np.ndarray, expected: np.ndarray, task: Task) -> np.ndarray:
+    """Pixels [n, K] that are marked or worth at least half of any threshold so far."""
+    high = plane[..., task.foreground] > expected / 4
+    chosen = fusion.decide(plane, task)[..., task.foreground] > 0
+    return plane[(high | chosen).any(-1)]
+
+
+def _search(
+    candidates: np.ndarray,
+    expected: np.ndarray,
+    denominator: np.ndarray,
+    volume: np.ndarray,
+    task: Task,
+) -> tuple["_Move", ...]:
+    """Moves that each raise the sum of the D_k, from what is probable on, until none does."""
     mask = fusion.decide(candidates, task)
     moves: list[_Move] = []
-    while True:
+
+    def first_better() -> tuple[_Move, np.ndarray, np.ndarray, np.ndarray] | None:
+        """A move, the mask after it, and the D_k and denominators of that."""
         for move in _moves(candidates, mask, expected, denominator, task):
             moved = _apply(move, candidates, mask, task)
-            chosen = moved[..., task.foreground]
-            inside = np.sum(
-                candidates[:, task.foreground], axis=0, dtype=np.float64, where=chosen.astype(bool)
-            )
-            then, denominator_then = _expected_dice(inside, chosen.sum(0), volume)
+            chosen = moved[..., task.foreground].astype(bool)
+            common = np.sum(candidates[:, task.foreground], axis=0, dtype=np.float64, where=chosen)
+            then, denominator_then = _expected_dice(common, chosen.sum(0), volume)
             if _is_better(then, expected):
-                break
-        else:
-            return functools.partial(_decide, moves=tuple(moves), task=task)
-        mask, expected, denominator = moved, then, denominator_then
+                return move, moved, then, denominator_then
+        return None
+
+    while better := first_better():
+        move, mask, expected, denominator = better
         if move.margin == 0:
             moves.clear()  # it moves every pixel to its best place, wherever it was
         moves.append(move)
+    return tuple(moves)
 
 
 class _Move(NamedTuple):
