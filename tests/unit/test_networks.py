@@ -11,7 +11,6 @@ import pytest
 from configs import base
 from medsegdiff_jax import networks
 from medsegdiff_jax.networks import evidence, layers, spectral, uncertain_attention
-from medsegdiff_jax.networks.medsegdiff import MedSegDiffV2
 from medsegdiff_jax.types import InputError, Task
 
 BINARY = Task(("lesion",), (1,), True, 3)
@@ -368,8 +367,10 @@ def test_only_tokens_need_whole_patches():
 
 
 def test_levels_must_meet():
-    with pytest.raises(InputError, match=r"model\.widths"):
-        MedSegDiffV2(1, False, condition_widths=(8, 8), condition_blocks=1, widths=(8,), blocks=1)
+    config = base.get_config("default,tiny").model
+    config.widths = config.widths[:-1]
+    with pytest.raises(InputError, match=r"model\.widths and model\.condition_widths differ"):
+        networks.build(config, BINARY, SIZE)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 16), (2, 5, 1, 4), (7, 3)])
