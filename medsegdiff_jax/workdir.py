@@ -74,7 +74,8 @@ def prepare_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
     check_hosts(workdir, metadata, start)  # after which all have read what process 0 now replaces
     if hosts.is_first():
-        atomic.write_json(path, metadata)
+        # Not by write_json, whose strict JSON has no infinity, which a limit of a config may be.
+        atomic.write_text(path, json.dumps(metadata, indent=2) + "\n")
     hosts.wait_for_all("config written")
     return metadata
 

@@ -48,15 +48,17 @@ def test_validation_scores_what_the_segmenter_would_answer(trained):
     dataset = input_pipeline.load(loaded.config.data)
     (batch,) = input_pipeline.eval_batches(dataset, "validation", batch_size=4)
     images = np.stack([example["image"] for example in dataset.sources["validation"]])
-    settings = {"mirror": False, "decision": "probable", "seed": loaded.config.seed}
+    seed = loaded.config.seed
+    settings = {"mirror": False, "decision": "probable", "members": 2, "seed": seed}
     (row,) = [one for one in logged(trained) if "validation/dice" in one]
     found = {}
     for name, steps in (("dice", 2), ("condition_dice", 0)):
-        answer = Segmenter(loaded)(images, case_ids=batch["id"], steps=steps, members=2, **settings)
+        answer = Segmenter(loaded)(images, case_ids=batch["id"], steps=steps, **settings)
         dice = metrics.dice(answer.mask > 0, batch["mask"][..., 0] > 0, axis=(1, 2))
         found[name] = np.mean(dice)
-        assert found[name] == pytest.approx(row[f"validation/{name}"], abs=1e-6)
-    assert 0.1 < found["dice"] != found["condition_dice"]
+        # Two programs: a pixel may fall on the other side of one half.
+        assert found[name] == pytest.approx(row[f"validation/{name}"], abs=0.004)
+    assert found["dice"] > 0.1 and abs(found["dice"] - found["condition_dice"]) > 0.01
 
 
 @pytest.mark.parametrize("shape", [(24, 24, 3), (31, 17, 3), (9, 40, 1), (1, 1, 3), (16, 16, 1)])
