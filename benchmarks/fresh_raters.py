@@ -47,12 +47,12 @@ def write_case(folder: Path, case: str, count: int, side: int) -> dict[str, str 
         "probability": [display.to_byte(probability[..., 0])],
         "members": [imaging.mask_to_labels(member, TASK) for member in members],
     }
-    files: dict[str, str | list[str]] = {}
+    files: dict[str, list[str]] = {}
     for what, arrays in pictures.items():
         names = file_names(case, what, TASK, count, ".png")
         for name, array in zip(names, arrays, strict=True):
             imaging.write_png(folder / name, array)
-        files[what] = names if len(names) > 1 else names[0]
+        files[what] = names
     return files
 
 

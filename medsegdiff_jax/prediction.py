@@ -277,8 +277,7 @@ def _results(entry: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _files(entry: Mapping[str, Any], what: str, folder: Path) -> list[Path]:
     """Those of an entry that hold `what` (one of SAVE)."""
-    names = entry.get("files", {}).get(what, [])
-    return [folder / name for name in ([names] if isinstance(names, str) else names)]
+    return [folder / name for name in entry.get("files", {}).get(what, [])]
 
 
 def _is_up_to_date(

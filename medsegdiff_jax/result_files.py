@@ -41,18 +41,18 @@ class CaseFiles:
     pictures: display.CasePictures
     writers: dict[str, dict[str, Callable[[Path], None]]]
 
-    def write(self, folder: Path) -> dict[str, str | list[str]]:
+    def write(self, folder: Path) -> dict[str, list[str]]:
         """Writes all files to `folder`, once, and lets go of their contents.
 
         Returns:
-          {what: file name or names}.
+          {what: file names}.
         """
-        files: dict[str, str | list[str]] = {}
+        files: dict[str, list[str]] = {}
         while self.writers:
             what, writers = self.writers.popitem()
             for name, write in writers.items():
                 write(folder / name)
-            files[what] = list(writers) if len(writers) > 1 else next(iter(writers))
+            files[what] = list(writers)
         return files
 
 

@@ -107,8 +107,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, PredictedCase]]:
         cases = {}
         for case, entry in run["cases"].items():
             files = {
-                what: [folder / n for n in ([names] if isinstance(names, str) else names)]
-                for what, names in entry["files"].items()
+                what: [folder / name for name in names] for what, names in entry["files"].items()
             }
             inputs = [folder / name for name in entry.get("inputs", ())]
             cases[case] = PredictedCase(str(folder), files, inputs, plane)

@@ -216,7 +216,7 @@ def evaluate(command, disc_folder, tmp_path):
     cases = {}
     for case in ("disc_00", "disc_01"):
         shutil.copy(disc_folder / "masks" / f"{case}.png", tmp_path / "predictions")
-        cases[case] = {"files": {"mask": f"{case}.png"}, "seconds": 0.1}
+        cases[case] = {"files": {"mask": [f"{case}.png"]}, "seconds": 0.1}
     (tmp_path / "predictions" / "run.json").write_text(json.dumps({"task": task, "cases": cases}))
     references = shutil.copytree(disc_folder / "masks", tmp_path / "references")
 

@@ -83,7 +83,7 @@ def test_raw_labels_are_no_reference_for_regions(nnunet, tmp_path):
     Builder.write_split(config(nnunet), "test", output, None)
     predictions.mkdir()
     (output / "masks" / "c.nii.gz").rename(predictions / "c.nii.gz")
-    run = {"task": REGIONS.to_json(), "cases": {"c": {"files": {"mask": "c.nii.gz"}}}}
+    run = {"task": REGIONS.to_json(), "cases": {"c": {"files": {"mask": ["c.nii.gz"]}}}}
     (predictions / "run.json").write_text(json.dumps(run))
     with pytest.raises(InputError, match="labelsTr: holds the labels of a dataset"):
         scoring.evaluate([predictions], [nnunet], None, "strict", 2.0)

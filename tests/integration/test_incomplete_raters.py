@@ -111,7 +111,7 @@ def test_what_is_written_is_scored(data, root, command, tmp_path):
         json.dumps(
             {
                 "task": {**task, "image_channels": 1, "modalities": []},
-                "cases": {case: {"files": {"mask": f"{case}.png"}} for case in "abc"},
+                "cases": {case: {"files": {"mask": [f"{case}.png"]}} for case in "abc"},
             }
         )
     )

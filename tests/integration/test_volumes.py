@@ -112,11 +112,11 @@ def test_from_scans_to_scores_per_volume(command, trained, held_out, tmp_path):
     (case,) = run["cases"]
     assert run["cases"][case]["members"] == 2
     assert run["cases"][case]["files"] == {
-        "mask": f"{case}.nii.gz",
+        "mask": [f"{case}.nii.gz"],
         "probability": [f"{case}_probability_left.nii.gz", f"{case}_probability_right.nii.gz"],
-        "uncertainty": f"{case}_uncertainty.nii.gz",
+        "uncertainty": [f"{case}_uncertainty.nii.gz"],
         "members": [f"{case}_member_00.nii.gz", f"{case}_member_01.nii.gz"],
-        "overlay": f"{case}_overlay.png",
+        "overlay": [f"{case}_overlay.png"],
     }
     scan = nib.load(held_out / "images" / f"{case}.nii.gz")
     for path in output.glob("*.nii.gz"):

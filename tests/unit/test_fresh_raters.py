@@ -26,7 +26,7 @@ def test_at_their_own_size_they_are_the_raters_and_their_distribution(tmp_path):
     drawn = model.fresh_raters(CASE, 3, fresh_raters.SEED) > 0
     np.testing.assert_array_equal(members, drawn)
     np.testing.assert_allclose(chance, model.rater_probability(CASE)[0], atol=0.5 / 255 + 1e-6)
-    assert names["mask"] == f"{CASE}.png" and len(names["members"]) == 3
+    assert names["mask"] == [f"{CASE}.png"] and len(names["members"]) == 3
 
 
 def test_through_a_small_size_they_lose_detail_but_no_area(tmp_path):

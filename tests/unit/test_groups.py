@@ -109,7 +109,7 @@ def test_intervals_are_over_the_patients_that_the_split_was_written_with(root, t
     assert read_groups([output], expected) == expected
     shutil.copytree(output / "masks", predictions)
     imaging.write_png(predictions / "2_0.png", np.zeros((16, 16), np.uint8))
-    files = {one: {"files": {"mask": f"{one}.png", "members": [f"{one}.png"] * 2}}
+    files = {one: {"files": {"mask": [f"{one}.png"], "members": [f"{one}.png"] * 2}}
              for one in expected}  # fmt: skip
     (predictions / "run.json").write_text(json.dumps({"task": TASK.to_json(), "cases": files}))
     result = scoring.evaluate([predictions], [output], None, "strict", 2.0)

@@ -28,7 +28,7 @@ def test_pairs_that_err_in_opposite_ways_make_the_better_vote(tmp_path):
     # and, at the tie, for the larger one.
     for name, width in zip(names, [10, 6, 10, 6, 10, 6, 10, 6], strict=True):
         imaging.write_png(tmp_path / name, np.where(columns < width, 255, 0).astype(np.uint8))
-    files = {"mask": "a_0.png", "members": names}
+    files = {"mask": ["a_0.png"], "members": names}
     run = {"task": TASK.to_json(), "cases": {"a": {"files": files}}}
     atomic.write_json(tmp_path / "run.json", run)
     found = opposite_pairs.measure(tmp_path, tmp_path)

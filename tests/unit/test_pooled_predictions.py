@@ -26,7 +26,7 @@ def write_mask(path, columns):
 
 
 def write_run(folder, cases, also="mask", **changes):
-    entries = {case: {"files": dict.fromkeys(("mask", also), f"{case}.png")} for case in cases}
+    entries = {case: {"files": dict.fromkeys(("mask", also), [f"{case}.png"])} for case in cases}
     made = {"checkpoint": f"of {folder.name}", "sampling": {"steps": 10}, "task": TASK.to_json()}
     atomic.write_json(folder / "run.json", {**made, "cases": entries, **changes})
 

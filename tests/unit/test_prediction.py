@@ -161,7 +161,7 @@ def test_replacing_results_of_other_settings_is_said(run, tmp_path, caplog):
 def test_a_kind_that_is_named_twice_is_written_once(run, tmp_path):
     assert run(save=("mask", "overlay", "mask")) == "abc"
     entry = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["a"]
-    assert entry["files"] == {"mask": "a.png", "overlay": "a_overlay.png"}
+    assert entry["files"] == {"mask": ["a.png"], "overlay": ["a_overlay.png"]}
 
 
 def test_samples_of_an_earlier_call_do_not_stay_among_those_of_this(tiny_model, tmp_path):

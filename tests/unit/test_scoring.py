@@ -55,7 +55,7 @@ def pictures(tmp_path):
             write(f"masks_{rater}", f"{case}.png", mask)
         arrays[case] = {"raters": raters, "members": members, "chances": chances}
         files[case] = {
-            "mask": write("out", f"{case}.png", members[0]),
+            "mask": [write("out", f"{case}.png", members[0])],
             "members": [write("out", f"{case}_m{i}.png", one) for i, one in enumerate(members)],
             "probability": [write("out", f"{case}_p{i}.png", one) for i, one in enumerate(chances)],
         }
@@ -193,8 +193,8 @@ def test_a_volume_with_its_scaled_probability_and_millimetres(tmp_path):
     for number, member in enumerate(members):
         write(f"out/a_m{number}.nii.gz", member)
     write("out/a_p.nii.gz", chance, unit=True)
-    files = {"mask": "a.nii.gz", "members": ["a_m0.nii.gz", "a_m1.nii.gz"]}
-    write_run(tmp_path / "out", SCAN, {"a": files | {"probability": "a_p.nii.gz"}})
+    files = {"mask": ["a.nii.gz"], "members": ["a_m0.nii.gz", "a_m1.nii.gz"]}
+    write_run(tmp_path / "out", SCAN, {"a": files | {"probability": ["a_p.nii.gz"]}})
     found = scoring.evaluate([tmp_path / "out"], [tmp_path], None, "strict", 2.0).uncertainty
     (case,) = found.cases
     ged = metrics.generalized_energy_distance(members, [reference])

@@ -140,7 +140,7 @@ def test_a_volume_is_decided_before_the_temperature(tmp_path, task, method, temp
     how = at_temperature(method, temperature, task)
     volume, probability = filled(tmp_path, task, how, ("mask",))
     scaled = apply_temperature(probability, temperature, one_hot=task.one_hot)
-    assert volume.files().write(tmp_path) == {"mask": "x.nii.gz"}
+    assert volume.files().write(tmp_path) == {"mask": ["x.nii.gz"]}
     decide = decision.rule(method, lambda: iter(probability), task)
     expected = imaging.mask_to_labels(decide(probability), task)
     found = volume._results["mask"][0]
