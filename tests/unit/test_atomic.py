@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,3 +68,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         atomic.write_json(path, {"a": 2})
     assert [item.name for item in path.parent.iterdir()] == ["tree.json"]
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_json_is_read_back_whatever_the_locale(tmp_path):
+    atomic.write_json(tmp_path / "tree.json", {"class": "Läsion"})
+    script = (
+        "import sys; from medsegdiff_jax import atomic as a; print(ascii(a.read_json(sys.argv[1])))"
+    )
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    read = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "tree.json")],
+        env=os.environ | locale,
+        capture_output=True,
+        text=True,
+    )
+    assert read.stdout.strip() == ascii({"class": "Läsion"}), read.stderr
