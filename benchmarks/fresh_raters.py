@@ -37,7 +37,7 @@ def probability_through(probability: np.ndarray, side: int) -> np.ndarray:
     return imaging.resize_probability(small, probability.shape)
 
 
-def write_case(folder: Path, case: str, count: int, side: int) -> dict[str, str | list[str]]:
+def write_case(folder: Path, case: str, count: int, side: int) -> dict[str, list[str]]:
     """Writes the files of a case; returns {what: file name or names}, as run.json lists them."""
     raters = model.fresh_raters(case, count, SEED) > 0
     probability = probability_through(model.rater_probability(case)[0], side)

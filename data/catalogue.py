@@ -10,8 +10,8 @@ from typing import Any
 from medsegdiff_jax.types import InputError, Task
 
 SPLITS = ("train", "validation", "test")
-CLASS_FILE = "dataset.json"
-MAX_LABEL = 65535
+CLASS_FILE = "dataset.json"  # names of the classes, of pictures and of volumes
+MAX_LABEL = 65535  # labels are stored as uint16
 TEST_FRACTION = 0.2  # of labelled cases without an official test set
 
 

@@ -86,13 +86,21 @@ def _candidates(plane: np.ndarray, expected: np.ndarray, task: Task) -> np.ndarr
     return plane[(high | chosen).any(-1)]
 
 
+class _Move(NamedTuple):
+    """Pixels go where they are worth most if they gain more than `margin` (0: all go)."""
+
+    expected: np.ndarray
+    denominator: np.ndarray
+    margin: float
+
+
 def _search(
     candidates: np.ndarray,
     expected: np.ndarray,
     denominator: np.ndarray,
     volume: np.ndarray,
     task: Task,
-) -> tuple["_Move", ...]:
+) -> tuple[_Move, ...]:
     """Moves that each raise the sum of the D_k, from what is probable on, until none does."""
     mask = fusion.decide(candidates, task)
     moves: list[_Move] = []
@@ -114,14 +122,6 @@ def _search(
             moves.clear()  # it moves every pixel to its best place, wherever it was
         moves.append(move)
     return tuple(moves)
-
-
-class _Move(NamedTuple):
-    """Pixels go where they are worth most if they gain more than `margin` (0: all go)."""
-
-    expected: np.ndarray
-    denominator: np.ndarray
-    margin: float
 
 
 def _decide(probability: np.ndarray, *, moves: tuple[_Move, ...], task: Task) -> np.ndarray:

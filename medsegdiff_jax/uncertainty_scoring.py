@@ -165,7 +165,7 @@ def score_case(
       policy: for empty masks, see `metrics.aggregate`.
 
     Raises:
-      InputError: shapes that differ, or values other than 0 and 1 in a mask.
+      InputError: shapes that differ, values other than 0 and 1 in a mask, or an unknown policy.
     """
     values, sums = {}, {}
     if samples is not None:
@@ -181,17 +181,13 @@ def score_case(
             "image": metrics.measure_calibration(probability, target),
             "border": metrics.measure_calibration(probability, target, band),
         }
-    agreement = {name: metrics.dice(mask, reference) for name, mask in raters.items()}
-    agreement = agreement if len(raters) > 1 else {}
-    empty = 1.0 if policy == "strict" else float("nan")
-    return CaseUncertainty(
-        case,
-        class_name,
-        values,
-        sums,
-        rater_dice={name: empty if np.isnan(d) else d for name, d in agreement.items()},
-        dice_of_first=[empty if np.isnan(d) else d for d in first],
-    )
+    empty = aggregate.dice_of_empty(policy)
+    agreement = {}
+    if len(raters) > 1:
+        for name, mask in raters.items():
+            agreement[name] = float(np.nan_to_num(metrics.dice(mask, reference), nan=empty))
+    of_first = np.nan_to_num(np.array(first), nan=empty).tolist()
+    return CaseUncertainty(case, class_name, values, sums, agreement, of_first)
 
 
 def collect(

@@ -121,6 +121,16 @@ def check_policy(policy: str) -> None:
     check_one_of("empty-mask policy", policy, POLICIES)
 
 
+def dice_of_empty(policy: str) -> float:
+    """What the Dice of two empty masks counts: 1, or NaN where they are left out.
+
+    Raises:
+      InputError: unknown policy.
+    """
+    check_policy(policy)
+    return 1.0 if policy == "strict" else float("nan")
+
+
 def summarize(values: Sequence[float], groups: Sequence[str] | None = None) -> Summary:
     """Mean, sd and 95 % bootstrap interval of the mean; NaN values are left out and counted.
 
